@@ -1,0 +1,60 @@
+# Every target works from a fresh clone: `env` makes .venv from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: help env demo serve test lint bench-local bench-frontier clean
+
+help:           ## what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
+
+env: $(STAMP)   ## the environment: .venv
+
+# Without a GPU the CPU build of torch is taken wherever this machine's pip can find one; elsewhere pip takes the
+# default build, which on Linux brings CUDA along.
+$(STAMP): pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
+	  echo "GPU found: installing torch $(TORCH) with CUDA (several GB), then about 600 MB of other packages"; \
+	  $(BIN)/pip install -q -c constraints.txt torch==$(TORCH); \
+	elif echo "no GPU: installing the CPU build of torch $(TORCH) (about 200 MB), then about 600 MB of other packages"; \
+	  $(BIN)/pip install -q torch==$(TORCH)+cpu 2>/dev/null; then :; \
+	else \
+	  echo "this machine's pip finds no CPU build of torch $(TORCH): installing the default build (on Linux several GB"; \
+	  echo "with CUDA; to avoid that, point PIP_EXTRA_INDEX_URL at an index of CPU builds and start again)"; \
+	  $(BIN)/pip install -q -c constraints.txt torch==$(TORCH); \
+	fi
+	@$(BIN)/pip install -q -c constraints.txt -e . --group dev
+	@touch $@
+
+demo: env       ## see all of it work; exits 0 (or: crossover demo --keep)
+	@$(BIN)/crossover demo
+
+serve: env      ## the service, with ./crossover.toml
+	@$(BIN)/crossover serve
+
+test: env       ## the test suite
+	$(BIN)/python -m pytest
+
+lint: env       ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.bench: $(STAMP)
+	@$(BIN)/pip install -q -c constraints.txt --group bench
+	@touch $@
+
+# CROSSOVER_BENCH_DATA=DIR names the folder with the data sets; what can't run without it is listed as such.
+bench-local: $(VENV)/.bench     ## fidelity of the int8 path, and the router beside the usual tutorial's server
+	$(BIN)/python bench/fidelity.py
+	$(BIN)/python bench/tutorial.py
+
+bench-frontier: $(VENV)/.bench  ## recorded GPT-4 answers replayed through the simulator
+	$(BIN)/python bench/recorded.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out crossover-demo

@@ -1,0 +1,154 @@
+# ruff: noqa: S608 - the parts of the queries are constants of this module
+"""What would the same traffic have cost, had every cache miss been bought?
+
+The local tokenizer counted every input, so this is learned, not guessed: billed input tokens = prefix + ratio * tokens,
+by least squares over the settled calls of a task, priced as those calls were billed (prompt caching as it happened).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from cost.prices import PriceTable
+
+ENOUGH_CALLS = 20  # for a line through them; with fewer the ratio is taken as 1
+
+#: Inputs that API-only would have bought: answered, not from the cache, not shared with an identical one in flight.
+MISS = "error IS NULL AND source <> 'cache' AND coalesced = 0"
+_CALL = "a.state = 'settled' AND a.estimated = 0 AND a.input + a.output > 0 AND a.at_us >= :since"
+_NAME = "coalesce(nullif(a.answered_model, ''), a.model)"
+
+
+class ApiCall(msgspec.Struct, frozen=True):
+    """A frontier call for one task, as learned. Tokens are the provider's; one of ours makes `tokens_per_token`."""
+
+    task: str
+    model: str
+    calls: int
+    prefix_tokens: float
+    tokens_per_token: float
+    output_tokens: float
+    input_nano: float  # nano-USD per input token, caching as billed
+    output_nano: float
+    learned: bool  # False: too few calls for a line
+
+    def nano(self, inputs: int, tokens: int) -> float:
+        """What `inputs` texts of `tokens` local tokens together would cost."""
+        billed = inputs * self.prefix_tokens + self.tokens_per_token * tokens
+        return billed * self.input_nano + inputs * self.output_tokens * self.output_nano
+
+
+class ApiOnly(msgspec.Struct, frozen=True):
+    """`nano`: all misses of the window bought; None: no call to learn from. `call_nano`: mean of one."""
+
+    calls: int
+    nano: int | None
+    call_nano: float | None
+    call_nano_cached: float | None  # were the prompt's prefix read from the provider's cache; None: not to be had
+    measured_calls: int  # of them, so many were really made
+    models: list[ApiCall]
+    notes: list[str]
+
+
+def api_only(db: sqlite3.Connection, since: int, prices: PriceTable) -> ApiOnly:
+    """Price the window's misses: with their own calls where they have some, with what was learned where not."""
+    notes: list[str] = []
+    learned = _learn(db, since, prices, notes)
+    pooled = max(learned.values(), key=lambda call: call.calls, default=None)
+    paid = {
+        task: (count, nano)
+        for task, count, nano in db.execute(
+            f"""SELECT task, count(*), sum(nano) FROM (SELECT a.task, sum(a.cost_nano) AS nano FROM attempts a
+            JOIN inputs i ON i.request_id = a.request_id AND i.idx = a.idx WHERE a.state = 'settled'
+            AND i.at_us >= :since AND {_of("i", MISS)} GROUP BY i.request_id, i.idx, a.task) GROUP BY task""",
+            {"since": since},
+        )
+    }
+    calls, total, cached, measured = 0, 0.0, 0.0, 0
+    for task, inputs, counted, tokens, open_inputs, open_tokens in db.execute(
+        f"""SELECT task, count(*), sum(tokens > 0), sum(tokens), sum(1 - bought), sum((1 - bought) * tokens) FROM
+        (SELECT i.task, i.tokens, EXISTS (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.idx = i.idx
+        AND a.state = 'settled') AS bought FROM inputs i WHERE i.at_us >= :since AND {_of("i", MISS)}) GROUP BY task""",
+        {"since": since},
+    ):
+        call = learned.get(task, pooled)
+        bought, nano = paid.get(task, (0, 0))
+        calls += inputs
+        measured += bought
+        total += nano
+        if call is None:
+            continue
+        if task not in learned:
+            notes.append(f"Task {task} has no frontier call of its own; it is priced like task {call.task}.")
+        if counted < inputs:
+            notes.append(
+                f"Task {task}: {inputs - counted} inputs were not counted by the tokenizer; they count 0 tokens."
+            )
+        total += call.nano(open_inputs, open_tokens)
+        cached += _cached(call, prices, inputs, tokens, notes)
+    if calls == 0 or pooled is None:
+        return ApiOnly(calls, 0 if calls == 0 else None, None, None, measured, list(learned.values()), notes)
+    better = cached / calls if cached < 0.99 * total else None
+    return ApiOnly(calls, round(total), total / calls, better, measured, list(learned.values()), notes)
+
+
+def _of(alias: str, condition: str) -> str:
+    """The condition above on a table with an alias."""
+    for column in ("error", "source", "coalesced"):
+        condition = condition.replace(column, f"{alias}.{column}")
+    return condition
+
+
+def _learn(db: sqlite3.Connection, since: int, prices: PriceTable, notes: list[str]) -> dict[str, ApiCall]:
+    """By task: the line through the calls to the model that was asked most."""
+    found: dict[str, ApiCall] = {}
+    for task, model, n, x, y, xx, xy, plain, read, w5, w1, out, nano in db.execute(
+        f"""SELECT a.task, {_NAME} AS name, count(*) AS n, sum(a.tokens), sum(t), sum(1.0 * a.tokens * a.tokens),
+        sum(1.0 * a.tokens * t), sum(a.input), sum(a.cache_read), sum(a.cache_write_5m), sum(a.cache_write_1h),
+        sum(a.output), sum(a.cost_nano) FROM (SELECT *, input + cache_read + cache_write_5m + cache_write_1h AS t
+        FROM attempts) a WHERE {_CALL} GROUP BY a.task, name ORDER BY n DESC, name""",
+        {"since": since},
+    ):
+        if task in found:
+            continue
+        spread = n * xx - x * x
+        slope = (n * xy - x * y) / spread if spread > 0 else 0.0
+        learned = n >= ENOUGH_CALLS and slope > 0
+        if not learned:
+            slope = 1.0
+            notes.append(
+                f"Task {task}: {n} settled calls are too few (or too alike) to learn how many tokens {model} bills; "
+                "one local token is taken as one of its tokens."
+            )
+        prefix = max(0.0, (y - slope * x) / n)
+        price = prices.price(model)
+        if price is None:
+            notes.append(f"No list price is known for {model}; its calls count with their mean cost as booked.")
+            call = ApiCall(task, model, n, 0.0, 0.0, 1.0, 0.0, nano / n, learned)
+        else:
+            read_price, write_price = price.cache_read or price.input, price.cache_write_5m or price.input
+            billed = (
+                plain * price.input + read * read_price + w5 * write_price + w1 * (price.cache_write_1h or write_price)
+            )
+            rate = billed / y / 1e6 if y else price.input / 1e6
+            call = ApiCall(task, model, n, prefix, slope, out / n, rate, price.output / 1e6, learned)
+        found[task] = call
+    return found
+
+
+def _cached(call: ApiCall, prices: PriceTable, inputs: int, tokens: int, notes: list[str]) -> float:
+    """The same inputs with the prompt's prefix always read from the provider's cache, where that is to be had."""
+    price = prices.price(call.model)
+    if price is None or price.cache_read is None:
+        return call.nano(inputs, tokens)
+    least = price.prompt_cache_min_tokens or 1024
+    if call.prefix_tokens < least:
+        notes.append(
+            f"Task {call.task}: the prompt before the text ({call.prefix_tokens:.0f} tokens) is shorter than what "
+            f"{call.model} caches ({least})."
+        )
+        return call.nano(inputs, tokens)
+    text = call.tokens_per_token * tokens * price.input
+    return (inputs * call.prefix_tokens * price.cache_read + text + inputs * call.output_tokens * price.output) / 1e6

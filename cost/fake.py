@@ -1,0 +1,88 @@
+"""A ledger in memory, for the unit tests of what stands on it. It keeps the same books and forgets them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from cost.schema import DAY_US
+from cost.types import (
+    AttemptState,
+    BudgetExhausted,
+    InputRow,
+    Intent,
+    LedgerError,
+    LedgerUnwritable,
+    Outcome,
+)
+
+
+class Attempt(msgspec.Struct):
+    """An attempt as it stands: `cost_nano` is what it counts with."""
+
+    intent: Intent
+    state: AttemptState
+    cost_nano: int
+    outcome: Outcome | None = None
+
+
+class MemoryLedger:
+    """Same calls as `cost.ledger.Ledger`. Look at `rows` and `attempts`; set `broken` to make it unwritable."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.rows: list[InputRow] = []
+        self.attempts: dict[int, Attempt] = {}
+        self.broken = False
+        self._clock = clock
+
+    async def record(self, rows: Sequence[InputRow]) -> None:
+        self._check()
+        known = {(row.request_id, row.index) for row in self.rows}
+        self.rows += [row for row in rows if (row.request_id, row.index) not in known]
+
+    async def reserve(self, intent: Intent) -> int:
+        self._check()
+        spent = self._spent(intent.at_us)
+        if intent.budget_nano is not None and spent + intent.estimate_nano > intent.budget_nano:
+            raise BudgetExhausted(f"the day's budget of ${intent.budget_nano / 1e9:.4f} is used up")
+        attempt_id = len(self.attempts) + 1
+        self.attempts[attempt_id] = Attempt(intent, "reserved", intent.estimate_nano)
+        return attempt_id
+
+    async def settle(self, attempt_id: int, outcome: Outcome) -> None:
+        self._check()
+        attempt = self.attempts.get(attempt_id)
+        if attempt is None:
+            raise LedgerError(f"there is no attempt {attempt_id} to settle")
+        if attempt.state in ("settled", "unbilled") or attempt.state == outcome.state:
+            return
+        bound = max(outcome.cost_nano, attempt.intent.estimate_nano)
+        attempt.cost_nano = {"settled": outcome.cost_nano, "unbilled": 0, "uncertain": bound}[outcome.state]
+        attempt.state, attempt.outcome = outcome.state, outcome
+
+    def spent_today_nano(self) -> int:
+        return self._spent(int(self._clock() * 1e6))
+
+    async def spent_today(self) -> int:
+        return self.spent_today_nano()
+
+    @property
+    def writable(self) -> bool:
+        return not self.broken
+
+    @property
+    def pending(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.broken = True
+
+    def _spent(self, at_us: int) -> int:
+        day = at_us // DAY_US
+        return sum(a.cost_nano for a in self.attempts.values() if a.intent.at_us // DAY_US == day)
+
+    def _check(self) -> None:
+        if self.broken:
+            raise LedgerUnwritable("the ledger in memory was told to be broken")

@@ -1,0 +1,103 @@
+"""List prices, dated, and what a call costs by them. All integers: nano-USD per million tokens, nano-USD.
+
+The table is a file of this package, so nothing is fetched and history can be priced again. A model that it does not
+know has no price (None), never the price 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import date
+from functools import cache
+from importlib import resources
+
+import msgspec
+
+from cost.types import Usage
+
+TABLE = "prices-2026-11-21.json"
+SIMULATED = "simulated/"
+_MILLION = 1_000_000
+#: Snapshots cost what the model without the date costs: `gpt-6-luna-2026-10-01`, `claude-haiku-4-5-20251001`.
+_SNAPSHOT = re.compile(r"-(20\d{2}-\d{2}-\d{2}|20\d{6})$")
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """nano-USD per million tokens, by bucket. None: the provider names no such price."""
+
+    input: int
+    output: int
+    cache_read: int | None = None
+    cache_write_5m: int | None = None
+    cache_write_1h: int | None = None
+    batch_input: int | None = None
+    batch_output: int | None = None
+    prompt_cache_min_tokens: int | None = None  # shorter prompt prefixes are not cached
+    max_prompt_tokens: int | None = None  # above it the provider charges more than is written here
+    thinking_always_on: bool = False
+
+
+class _File(msgspec.Struct, frozen=True):
+    as_of: date
+    source: str
+    models: dict[str, Price]
+
+
+class PriceTable(msgspec.Struct, frozen=True):
+    """`version` names the table in the ledger; it ends in `+config` where the config replaces or adds prices."""
+
+    version: str
+    as_of: date
+    source: str
+    models: dict[str, Price]
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, Price] | None = None) -> PriceTable:
+        """The shipped table, with the config's own prices on top."""
+        file = _shipped()
+        version = file.as_of.isoformat() + ("+config" if overrides else "")
+        return cls(version, file.as_of, file.source, {**file.models, **(overrides or {})})
+
+    def price(self, model: str) -> Price | None:
+        """None: unknown. `simulated/<model>` is priced as `<model>`; a dated snapshot as the model without the date."""
+        name = model.removeprefix(SIMULATED)
+        return self.models.get(name) or self.models.get(_SNAPSHOT.sub("", name))
+
+    def cost_nano(self, model: str, usage: Usage) -> int | None:
+        """What the call costs, rounded half up once on the sum; None if a price it needs is unknown."""
+        price = self.price(model)
+        if price is None or _too_long(
+            price, usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h
+        ):
+            return None
+        total = 0
+        for tokens, rate in (
+            (usage.input, price.input),
+            (usage.cache_read, price.cache_read),
+            (usage.cache_write_5m, price.cache_write_5m),
+            (usage.cache_write_1h, price.cache_write_1h),
+            (usage.output, price.output),
+        ):
+            if tokens:
+                if rate is None:
+                    return None
+                total += tokens * rate
+        return (total + _MILLION // 2) // _MILLION
+
+    def upper_bound_nano(self, model: str, input_tokens: int, max_output_tokens: int) -> int | None:
+        """The most the call can cost: every input token in the dearest bucket, all output used, rounded up."""
+        price = self.price(model)
+        if price is None or _too_long(price, input_tokens):
+            return None
+        dearest = max(price.input, price.cache_read or 0, price.cache_write_5m or 0, price.cache_write_1h or 0)
+        return -(-(input_tokens * dearest + max_output_tokens * price.output) // _MILLION)
+
+
+def _too_long(price: Price, prompt_tokens: int) -> bool:
+    return price.max_prompt_tokens is not None and prompt_tokens > price.max_prompt_tokens
+
+
+@cache
+def _shipped() -> _File:
+    return msgspec.json.decode(resources.files("cost").joinpath("data", TABLE).read_bytes(), type=_File)

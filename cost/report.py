@@ -1,0 +1,171 @@
+"""The report: what was asked, who answered, what it cost, what buying it all would have cost, and where that turns."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cost import caveats, crossover, tally
+from cost.api_only import ApiOnly, api_only
+from cost.crossover import DAYS, Crossing, Hardware, Traffic
+from cost.headline import headline
+from cost.prices import PriceTable
+from cost.schema import connect_readonly
+from cost.tally import Group, GroupLine, SourceLine, Spend, StageLine
+
+CPU_THREADS = 2
+CPU_ASSUMED = 500.0  # requests a second of two cores, where nothing was measured
+DEFAULTS = (
+    Hardware("CPU box", 0.0816, 0, "list price of a 2-vCPU m7g.large"),
+    # The GPU would do more; one Python front end does not.
+    Hardware("L4 GPU", 0.805, 2000, "list price of a g6.xlarge; capacity assumed, not measured"),
+)
+
+
+class CrossoverLine(msgspec.Struct, frozen=True):
+    """Requests a month; None: never. `saving_nano` is a month's at the report's volume, None without one."""
+
+    hardware: Hardware
+    crossing: Crossing | None
+    crossing_with_ops: Crossing | None
+    saving_nano: int | None
+    saving_with_ops_nano: int | None
+
+    @property
+    def per_day(self) -> float | None:
+        return None if self.crossing is None else self.crossing.last / DAYS
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Money in nano-USD, times in unix microseconds, volumes in requests (inputs) a month."""
+
+    headline: str
+    generated_us: int
+    from_us: int | None
+    until_us: int | None
+    days: float
+    requests: int
+    inputs: int
+    sources: list[SourceLine]
+    stages: list[StageLine]
+    degraded: dict[str, int]
+    errors: dict[str, int]
+    by: Group | None
+    groups: list[GroupLine]
+    spend: Spend
+    api_only: ApiOnly
+    traffic: Traffic | None  # None: nothing to compute a crossover from
+    crossover: list[CrossoverLine]
+    volume: int | None
+    volume_basis: str
+    interval: None  # of the crossover; none is claimed yet, `assumptions` says why
+    price_version: str
+    simulated: bool
+    warnings: list[str]
+    assumptions: list[str]
+
+    @property
+    def paid_and_local_nano(self) -> int:
+        return self.spend.paid_nano + self.spend.local_nano
+
+
+def build(
+    ledger_paths: Sequence[Path],
+    *,
+    since_us: int | None = None,
+    by: Group | None = None,
+    volume_per_month: int | None = None,
+    hardware: Sequence[Hardware] | None = None,
+    prices: PriceTable | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Report:
+    """Read the ledgers, live or not, and make the report. `hardware` replaces the defaults. Raises `LedgerError`."""
+    table = prices or PriceTable.load()
+    db = connect_readonly(ledger_paths)
+    try:
+        return _build(db, since_us or 0, by, volume_per_month, hardware, table, clock())
+    finally:
+        db.close()
+
+
+def _build(
+    db: sqlite3.Connection,
+    since: int,
+    by: Group | None,
+    volume: int | None,
+    hardware: Sequence[Hardware] | None,
+    prices: PriceTable,
+    now: float,
+) -> Report:
+    window = {"since": since}
+    inputs, requests, start, end = db.execute(
+        "SELECT count(*), count(DISTINCT request_id), min(at_us), max(at_us) FROM inputs WHERE at_us >= :since", window
+    ).fetchone()
+    days = (end - start) / 86_400e6 if inputs else 0.0
+    basis = "given"
+    if volume is None:
+        volume, basis = (round(inputs / days * DAYS), "measured") if days >= caveats.ENOUGH_DAYS else (None, "unknown")
+    spend = tally.spend(db, since)
+    api = api_only(db, since, prices)
+    traffic = tally.traffic(db, since, api)
+    machines = _machines(db, since, hardware or DEFAULTS)
+    lines = [] if traffic is None else [_line(traffic, machine, volume) for machine in machines]
+    simulated = spend.simulated_nano > 0
+    report = Report(
+        headline="",
+        generated_us=int(now * 1e6),
+        from_us=start,
+        until_us=end,
+        days=days,
+        requests=requests,
+        inputs=inputs,
+        sources=tally.sources(db, since, inputs),
+        stages=[line for stage in tally.STAGES if (line := tally.stage(db, since, stage))],
+        degraded=tally.counts(db, since, "degraded"),
+        errors=tally.counts(db, since, "error"),
+        by=by,
+        groups=tally.groups(db, since, by) if by else [],
+        spend=spend,
+        api_only=api,
+        traffic=traffic,
+        crossover=lines,
+        volume=volume,
+        volume_basis=basis,
+        interval=None,
+        price_version=prices.version,
+        simulated=simulated,
+        warnings=caveats.warnings(prices, spend, now, api),
+        assumptions=caveats.assumptions(prices, traffic, machines, days, basis, api) if inputs else [],
+    )
+    return msgspec.structs.replace(report, headline=headline(report))
+
+
+def _line(traffic: Traffic, machine: Hardware, volume: int | None) -> CrossoverLine:
+    staffed = msgspec.structs.replace(traffic, ops_nano=caveats.OPS_NANO)
+    return CrossoverLine(
+        machine,
+        crossover.crossing(traffic, machine),
+        crossover.crossing(staffed, machine),
+        None if volume is None else crossover.saving_nano(traffic, machine, volume),
+        None if volume is None else crossover.saving_nano(staffed, machine, volume),
+    )
+
+
+def _machines(db: sqlite3.Connection, since: int, wanted: Sequence[Hardware]) -> list[Hardware]:
+    """A machine without a capacity gets what this ledger's local runs measured, a GPU what is assumed above."""
+    (mean_us,) = db.execute("SELECT avg(local_us) FROM inputs WHERE at_us >= ? AND local_us > 0", (since,)).fetchone()
+    if mean_us:
+        rate = CPU_THREADS * 1e6 / mean_us
+        capacity = f"capacity {CPU_THREADS} threads / {mean_us / 1000:.2f} ms of model time a text, as measured here"
+    else:
+        rate, capacity = CPU_ASSUMED, "capacity assumed: nothing ran locally here"
+    return [
+        machine
+        if machine.requests_per_second > 0
+        else Hardware(machine.name, machine.usd_per_hour, rate, f"{machine.basis}; {capacity}")
+        for machine in wanted
+    ]

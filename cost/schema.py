@@ -1,0 +1,172 @@
+"""The ledger's file: its tables, how it is opened, how it grows.
+
+SQLite in WAL mode. `attempts.cost_nano` always holds what an attempt counts with: its upper bound while it is reserved
+or uncertain, its cost once settled, 0 if it was not billed. So a day's spending is their sum, and `spend` keeps that
+sum, updated in the same transaction, for a budget check that reads one row.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cost.types import LedgerError, LedgerUnwritable
+
+APPLICATION_ID = 0x43524F53  # "CROS": tells our file from another program's database
+VERSION = 1
+DAY_US = 86_400_000_000
+
+_V1 = (
+    """CREATE TABLE inputs (
+        request_id TEXT NOT NULL, idx INTEGER NOT NULL, at_us INTEGER NOT NULL, tenant TEXT NOT NULL,
+        task TEXT NOT NULL, source TEXT NOT NULL, model TEXT NOT NULL, label TEXT, confidence REAL,
+        answered_by TEXT, cache_tier TEXT, degraded TEXT, error TEXT, truncated INTEGER NOT NULL,
+        coalesced INTEGER NOT NULL, tokens INTEGER NOT NULL,
+        text_digest BLOB NOT NULL, cost_nano INTEGER NOT NULL, local_nano INTEGER NOT NULL, saved_nano INTEGER NOT NULL,
+        total_us INTEGER NOT NULL, cache_us INTEGER NOT NULL, queue_us INTEGER NOT NULL, local_us INTEGER NOT NULL,
+        frontier_us INTEGER NOT NULL
+    ) STRICT""",
+    "CREATE UNIQUE INDEX inputs_request ON inputs (request_id, idx)",
+    "CREATE INDEX inputs_at ON inputs (at_us)",
+    """CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL, idx INTEGER NOT NULL, at_us INTEGER NOT NULL,
+        tenant TEXT NOT NULL, task TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
+        estimate_nano INTEGER NOT NULL, cost_nano INTEGER NOT NULL, tokens INTEGER NOT NULL,
+        answered_model TEXT NOT NULL DEFAULT '', input INTEGER, cache_read INTEGER, cache_write_5m INTEGER,
+        cache_write_1h INTEGER, output INTEGER, estimated INTEGER, price_version TEXT NOT NULL DEFAULT '', error TEXT,
+        latency_us INTEGER NOT NULL DEFAULT 0, settled_us INTEGER, pid INTEGER NOT NULL, pid_started_ms INTEGER NOT NULL
+    ) STRICT""",
+    "CREATE INDEX attempts_request ON attempts (request_id, idx)",
+    "CREATE INDEX attempts_at ON attempts (at_us)",
+    "CREATE INDEX attempts_open ON attempts (pid) WHERE state = 'reserved'",
+    "CREATE TABLE spend (day INTEGER PRIMARY KEY, nano INTEGER NOT NULL) STRICT",  # day: days since 1970-01-01, UTC
+    f"PRAGMA application_id = {APPLICATION_ID}",
+)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)  # the n-th takes a file from version n to n + 1
+
+
+def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
+    """Open for writing, in autocommit mode; create (0600) or migrate as needed. Raises `LedgerError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_ms / 1000)
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerUnwritable(f"the ledger {path} can't be opened for writing: {error}") from error
+    try:
+        version = _version(db, path)
+        _use_wal(db, patience_s=busy_ms / 1000)
+        db.execute("PRAGMA synchronous = NORMAL")
+        if version < VERSION:
+            _migrate(db, path)
+    except sqlite3.Error as error:
+        db.close()
+        raise _explained(path, error) from error
+    except LedgerError:
+        db.close()
+        raise
+    return db
+
+
+def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
+    """One view (`inputs`, `attempts`, `spend`) over one or more ledgers, live or not, in one snapshot, changing none.
+
+    Raises `LedgerError`: no such file, not a ledger, newer schema, more than ten files.
+    """
+    if not 1 <= len(paths) <= 10:
+        raise LedgerError(f"1 to 10 ledgers can be read together, not {len(paths)}")
+    db = sqlite3.connect(":memory:", uri=True, isolation_level=None, timeout=5)
+    try:
+        for i, path in enumerate(paths):
+            db.execute("ATTACH ? AS " + f"l{i}", (_readable_uri(path),))
+        for table in ("inputs", "attempts", "spend"):
+            union = " UNION ALL ".join(f"SELECT * FROM l{i}.{table}" for i in range(len(paths)))  # noqa: S608 - our names
+            db.execute(f"CREATE TEMP VIEW {table} AS {union}")
+        db.execute("PRAGMA query_only = ON")
+        db.execute("BEGIN")
+    except sqlite3.Error as error:
+        db.close()
+        raise _explained(paths[0], error) from error
+    except LedgerError:
+        db.close()
+        raise
+    return db
+
+
+def _readable_uri(path: Path) -> str:
+    if not path.is_file():
+        raise LedgerError(f"there is no ledger at {path}; name one with --ledger, or start the service first")
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    try:
+        _check_readable(path, uri)
+    except LedgerUnwritable:
+        # WAL wants to create a -shm file, which a read-only folder refuses; a ledger at rest can do without.
+        if path.with_name(path.name + "-wal").exists():
+            raise
+        uri += "&immutable=1"
+        _check_readable(path, uri)
+    return uri
+
+
+def _check_readable(path: Path, uri: str) -> None:
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5)
+    try:
+        if _version(db, path) == 0:
+            raise LedgerError(f"{path} is empty: no service has written to it yet")
+    except sqlite3.Error as error:
+        raise _explained(path, error) from error
+    finally:
+        db.close()
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != APPLICATION_ID and (tables or version):
+        raise LedgerError(f"{path} is a database of another program; name another file for the ledger")
+    if version > VERSION:
+        raise LedgerError(
+            f"the ledger {path} has schema {version}, this release reads up to {VERSION}: "
+            "use the newer release, or another ledger file"
+        )
+    return int(version)
+
+
+def _use_wal(db: sqlite3.Connection, *, patience_s: float) -> None:
+    """Switching to WAL ignores the busy timeout when several processes do it at once, so it is tried again."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for step in MIGRATIONS[_version(db, path) :]:  # read again: another process may have been first
+            for statement in step:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _explained(path: Path, error: sqlite3.Error) -> LedgerError:
+    if isinstance(error, sqlite3.OperationalError):
+        return LedgerUnwritable(f"the ledger {path} can't be used now: {error}")
+    return LedgerError(
+        f"{path} is not a readable ledger ({error}). Nothing was changed; move it away to start a new one, "
+        "or restore it from a backup"
+    )

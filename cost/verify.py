@@ -1,0 +1,104 @@
+"""Do the books add up? Reads a ledger, live or not, and changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cost.ledger import alive
+from cost.schema import DAY_US, connect_readonly
+from cost.types import LedgerError
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """`error`: the books are wrong. `note`: what a crash, or a caller who left, leaves behind; it is accounted for."""
+
+    severity: Literal["error", "note"]
+    check: str
+    detail: str
+
+
+#: check, what is wrong, a query that gives (how many, an example) of the rows that are wrong.
+_ERRORS = (
+    (
+        "negative",
+        "inputs with a negative number",
+        """SELECT count(*), min(request_id) FROM inputs WHERE min(cost_nano, local_nano, saved_nano, tokens, total_us,
+           cache_us, queue_us, local_us, frontier_us, idx) < 0""",
+    ),
+    (
+        "negative",
+        "attempts with a negative number",
+        """SELECT count(*), min(request_id) FROM attempts WHERE min(cost_nano, estimate_nano, tokens, latency_us,
+           coalesce(input, 0), coalesce(cache_read, 0), coalesce(cache_write_5m, 0), coalesce(cache_write_1h, 0),
+           coalesce(output, 0)) < 0""",
+    ),
+    (
+        "state",
+        "attempts in an unknown state, or whose cost does not fit their state",
+        """SELECT count(*), min(request_id) FROM attempts WHERE CASE state WHEN 'settled' THEN 0
+           WHEN 'unbilled' THEN cost_nano <> 0 WHEN 'reserved' THEN cost_nano <> estimate_nano
+           WHEN 'uncertain' THEN cost_nano < estimate_nano ELSE 1 END""",
+    ),
+    (
+        "cost",
+        "inputs whose cost is not their local cost plus what their attempts cost",
+        # An attempt settled after the answer (the caller had left) is not in its input's cost, and need not be.
+        """SELECT count(*), min(request_id) FROM (SELECT i.request_id, i.cost_nano - i.local_nano AS paid,
+           i.at_us + i.total_us + 1000000 AS answered_us, sum(a.cost_nano) AS cost, max(a.settled_us) AS settled_us,
+           sum(a.state IN ('reserved', 'uncertain')) AS open
+           FROM inputs i JOIN attempts a ON a.request_id = i.request_id AND a.idx = i.idx GROUP BY i.request_id, i.idx)
+           WHERE open = 0 AND settled_us <= answered_us AND paid <> cost""",
+    ),
+    (
+        "orphan",
+        "inputs that cost frontier money without an attempt",
+        """SELECT count(*), min(request_id) FROM inputs i WHERE cost_nano <> local_nano AND NOT EXISTS
+           (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.idx = i.idx)""",
+    ),
+)
+_ORPHANS = """SELECT count(*), min(request_id), coalesce(sum(cost_nano), 0) FROM attempts a WHERE state <> 'reserved'
+    AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""
+_SPEND = f"""SELECT day, sum(kept), sum(counted) FROM (SELECT day, nano AS kept, 0 AS counted FROM spend
+    UNION ALL SELECT at_us / {DAY_US}, 0, cost_nano FROM attempts) GROUP BY day HAVING sum(kept) <> sum(counted)"""  # noqa: S608
+
+
+def verify(path: Path) -> list[Finding]:
+    """What is wrong with the ledger; empty if nothing is. A file that can't be read as a ledger is a finding, too."""
+    try:
+        db = connect_readonly([path])
+    except LedgerError as error:
+        return [Finding("error", "open", str(error))]
+    try:
+        return _findings(db)
+    except sqlite3.DatabaseError as error:
+        return [Finding("error", "integrity", f"{path} can't be read to its end: {error}")]
+    finally:
+        db.close()
+
+
+def _findings(db: sqlite3.Connection) -> list[Finding]:
+    damage = [text for (text,) in db.execute("PRAGMA l0.integrity_check(10)") if text != "ok"]
+    if damage:
+        return [Finding("error", "integrity", text) for text in damage]
+    found = []
+    for check, what, query in _ERRORS:
+        count, example = db.execute(query).fetchone()
+        if count:
+            found.append(Finding("error", check, f"{count} {what}, such as {example}"))
+    for day, kept, counted in db.execute(_SPEND):
+        text = f"the day {day} (since 1970) is booked with {kept} nano-USD, its attempts sum to {counted}"
+        found.append(Finding("error", "spend", text))
+    count, example, nano = db.execute(_ORPHANS).fetchone()
+    if count:
+        text = f"{count} attempts (${nano / 1e9:.6f}) without an answered input, such as {example}"
+        found.append(Finding("note", "orphan", text + ": the process died, or the caller left, before the answer"))
+    reserved = db.execute("SELECT pid, pid_started_ms, estimate_nano FROM attempts WHERE state = 'reserved'").fetchall()
+    dead = [nano for pid, started, nano in reserved if not alive(pid, started)]
+    if dead:
+        text = f"{len(dead)} reservations (${sum(dead) / 1e9:.6f}) of processes that are gone"
+        found.append(Finding("note", "reserved", text + ": the next start makes them uncertain, at their upper bound"))
+    return found

@@ -1,0 +1,83 @@
+"""When to leave a provider alone: after failures in a row, after a refused key, while it asks for patience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from providers.types import AuthFailed, ProviderError, RateLimited, TimedOut
+
+State = Literal["closed", "open", "half_open"]
+
+
+class BreakerSettings(msgspec.Struct, frozen=True):
+    failures: int = 5  # in a row, before it opens
+    open_s: float = 10.0
+    auth_open_s: float = 60.0  # a wrong key does not mend itself
+    retry_after_max_s: float = 60.0  # providers have been seen to ask for hours
+    # One caller in a hurry must not close a healthy provider to the others: a time-out counts as the provider's
+    # failure only if it had at least this long.
+    patience_s: float = 2.0
+
+
+class Breaker:
+    """Closed: calls pass. Open: none, for a while. Half open: one call probes, and its end decides.
+
+    Every `admit()` that returned True needs exactly one `succeeded`, `failed` or `abandoned`.
+    """
+
+    def __init__(self, settings: BreakerSettings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._open_until: float | None = None
+        self._probing = False
+        self.failures = 0
+        self.last_error: str | None = None
+
+    @property
+    def state(self) -> State:
+        if self._open_until is None:
+            return "closed"
+        return "open" if self.open_for_s() > 0 else "half_open"
+
+    def open_for_s(self) -> float:
+        """Seconds until the next probe may pass."""
+        return 0.0 if self._open_until is None else max(0.0, self._open_until - self._clock())
+
+    def admit(self) -> bool:
+        if self.state == "closed":
+            return True
+        if self.state == "open" or self._probing:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self) -> None:
+        self._probing = False
+        self._open_until = None
+        self.failures = 0
+
+    def abandoned(self) -> None:
+        """The call ended before the provider could show anything."""
+        self._probing = False
+
+    def failed(self, error: ProviderError, given_s: float) -> None:
+        """`given_s`: how long the provider was given to answer."""
+        probed, self._probing = self._probing, False
+        self.last_error = type(error).__name__
+        s = self._settings
+        if isinstance(error, TimedOut) and given_s < s.patience_s:
+            return
+        self.failures += 1
+        if isinstance(error, AuthFailed):
+            self._open(s.auth_open_s)
+        elif isinstance(error, RateLimited) and error.retry_after:
+            self._open(min(error.retry_after, s.retry_after_max_s))
+        elif probed or self.failures >= s.failures:
+            self._open(s.open_s)
+
+    def _open(self, seconds: float) -> None:
+        # Calls that were already under way may fail later and for milder reasons; they don't shorten the wait.
+        self._open_until = max(self._open_until or 0.0, self._clock() + seconds)

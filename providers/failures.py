@@ -1,0 +1,86 @@
+"""What goes wrong in an SDK, in this package's words. The only place where both worlds are known.
+
+Nothing of a provider's message is passed on: some quote the key in part, some the text. A caller raises the result
+outside of its `except` block, since the SDK's error holds the request, and with it the key (`from None` only hides it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx2
+
+from providers.transport import ReplyTooLarge
+from providers.types import AuthFailed, BadAnswer, BadRequest, ProviderError, RateLimited, TimedOut, Unavailable
+
+
+def from_status(status: int, headers: Mapping[str, str], code: str = "") -> ProviderError:
+    """`code` is the error's own name in the body, where it has one."""
+    said = f"HTTP {status}"
+    if status in (401, 403):
+        return AuthFailed(f"{said}: the key is wrong, revoked or may not use this model")
+    if status == 402 or code in ("insufficient_quota", "billing_error"):
+        return AuthFailed(f"{said}: the account has no credit left")
+    if status == 429:
+        return RateLimited(said, retry_after=retry_after(headers))
+    if status in (503, 529):
+        return unbilled(Unavailable(f"{said}: overloaded"))  # turned away before any work
+    if status >= 500:
+        return Unavailable(said)
+    if status in (408, 409, 425):
+        return unbilled(Unavailable(said))
+    if 300 <= status < 400:
+        return BadRequest(f"{said}: redirects are not followed; set base_url to where the API is")
+    return BadRequest(f"{said}: the request was refused; check the model's name and the labels")
+
+
+def from_cause(error: BaseException) -> ProviderError:
+    """An error that came without a status; the SDKs wrap what httpx2 raised, so the chain of causes is walked."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__
+    for found in links:
+        match found:
+            case ReplyTooLarge() | httpx2.DecodingError():
+                return BadAnswer("the reply is too large or its compression is broken")
+            case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
+                return unbilled(TimedOut("no connection in time"))
+            case httpx2.ConnectError() | httpx2.ProxyError():
+                return unbilled(Unavailable("no connection (refused, name not found or TLS)"))
+            case httpx2.TimeoutException() | TimeoutError():
+                return TimedOut("no answer in time")
+            case httpx2.TransportError():
+                return Unavailable(f"the connection broke ({type(found).__name__})")
+    return Unavailable(f"the call failed ({type(error).__name__})")
+
+
+def unbilled(error: ProviderError) -> ProviderError:
+    """Nothing was computed, so nothing is charged."""
+    error.billed = "no"
+    return error
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds a provider asks to wait: from milliseconds, seconds or a date; None for none, junk and the past."""
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            seconds = _until(value)
+        if math.isfinite(seconds) and seconds > 0:
+            return seconds
+    return None
+
+
+def _until(date: str) -> float:
+    try:
+        when = parsedate_to_datetime(date)
+    except ValueError:
+        return math.nan
+    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()

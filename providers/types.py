@@ -1,0 +1,153 @@
+"""What is asked of a frontier model, what it answers, and every way it can fail.
+
+ProviderError                      carries `usage` where the provider reported one, and `billed`
+├── Transient                      another provider, or a later try, may succeed
+│   ├── RateLimited                429; `retry_after` seconds where it said so
+│   ├── Unavailable                5xx, refused, reset, TLS
+│   └── TimedOut                   our deadline; the call may have been billed
+├── Permanent                      asking again the same way is pointless
+│   ├── AuthFailed                 401, 403
+│   └── BadRequest                 400, 404, 413, 422: model name, schema, size
+└── BadAnswer                      200, but not an answer: malformed, refused, truncated, outside the label set
+
+FrontierUnavailable                what the chain raises in the end, with the reason for `degraded`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from cost.types import Usage
+
+DegradedReason = Literal["budget", "deadline", "provider_unavailable", "no_provider"]
+
+
+class Label(msgspec.Struct, frozen=True):
+    name: str
+    description: str = ""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One text and the closed set of labels to choose from (2 or more, unique names)."""
+
+    task: str
+    text: str
+    labels: tuple[Label, ...]
+    instructions: str = ""  # from the config: what the task is about
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A provider's answer, already validated: `label` is one of the question's labels."""
+
+    label: str
+    model: str  # as the response names it
+    usage: Usage
+    confidence: float | None = None
+
+
+class FrontierAnswer(msgspec.Struct, frozen=True):
+    """The chain's answer: who gave it, and what all attempts together cost."""
+
+    label: str
+    provider: str
+    model: str
+    cost_nano: int
+    latency_us: int
+    attempts: int
+    confidence: float | None = None
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """For whom a question is asked: the ledger's keys."""
+
+    request_id: str
+    index: int
+    tenant: str
+    tokens: int = 0  # of the text, by the local tokenizer
+
+
+class Provider(Protocol):
+    """The seam. Implementations raise only `ProviderError`s (and let cancellation through)."""
+
+    @property
+    def name(self) -> str: ...  # in the config
+    @property
+    def model(self) -> str: ...  # as configured
+    async def ask(self, question: Question, *, timeout: float) -> Answer: ...  # noqa: ASYNC109 - passed to the SDK
+    async def close(self) -> None: ...
+
+
+class ProviderError(Exception):
+    """A call that gave no answer. `billed`: "no" (refused before work), "yes" (usage is known), "unknown"."""
+
+    billed: Literal["no", "yes", "unknown"] = "no"
+
+    def __init__(self, message: str, *, usage: Usage | None = None, model: str = "") -> None:
+        super().__init__(message)
+        self.usage = usage
+        self.model = model
+
+
+class Transient(ProviderError):
+    """Another provider, or a later try, may succeed."""
+
+
+class RateLimited(Transient):
+    """429. `retry_after`: seconds the provider asked for, None if it named none that makes sense."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(Transient):
+    """5xx, connection refused or reset."""
+
+    billed = "unknown"
+
+
+class TimedOut(Transient):
+    """Our deadline passed while the provider worked."""
+
+    billed = "unknown"
+
+
+class Permanent(ProviderError):
+    """Asking again the same way is pointless."""
+
+
+class AuthFailed(Permanent):
+    """401 or 403: the key is wrong, revoked or lacks the permission."""
+
+
+class BadRequest(Permanent):
+    """The provider refuses the request itself: unknown model, schema, size."""
+
+
+class BadAnswer(ProviderError):
+    """A reply that is not an answer. Billed like any other."""
+
+    billed = "yes"
+
+
+class FrontierUnavailable(Exception):
+    """No frontier answer can be had now. `reason` becomes the answer's `degraded`; `cost_nano` was spent anyway."""
+
+    def __init__(self, reason: DegradedReason, detail: str, *, cost_nano: int = 0, latency_us: int = 0) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.cost_nano = cost_nano
+        self.latency_us = latency_us
+
+
+class Frontier(Protocol):
+    """What the pipeline sees of all this (`providers.chain.Chain`)."""
+
+    async def answer(self, question: Question, caller: Caller, *, deadline: float) -> FrontierAnswer: ...
+
+    def configured(self) -> Sequence[tuple[str, str]]:
+        """(provider name, model) in order: part of a frontier answer's cache identity."""
+        ...

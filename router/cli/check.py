@@ -1,0 +1,54 @@
+"""`crossover check`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from router.cli.options import config_option, load_or_exit
+from router.config_file import Loaded
+
+
+@click.command()
+@config_option
+@click.option("--live", is_flag=True, help="Make one cheap call per provider: are key, model, schema and price right?")
+def check(config: Path | None, live: bool) -> None:
+    """Name every problem of the config at once (exit code 2), or say what will be served."""
+    loaded = load_or_exit(config)
+    cfg = loaded.config
+    click.echo(f"{loaded.path}: fine")
+    for name, task in cfg.tasks.items():
+        source = f"head {task.head} on {cfg.model.source}" if task.head else f"model {task.model}"
+        way_out = "never escalates" if task.policy.escalate == "never" else f"escalates below {task.policy.threshold:g}"
+        click.echo(f"  task {name}: {source}; {way_out}")
+    for name, provider in cfg.providers.items():
+        click.echo(f"  provider {name}: {provider.kind}, {provider.model}")
+    click.echo(f"  budget: ${cfg.budget_usd:.2f} a day")
+    for note in loaded.notes:
+        click.echo(f"  note: {note}")
+    if live:
+        raise SystemExit(asyncio.run(ask_providers(loaded)))
+
+
+async def ask_providers(loaded: Loaded) -> int:
+    """One call each; 1 if any finding is an error."""
+    from cost.prices import PriceTable
+    from providers.live_check import check as live_check
+    from router.service import make_provider, price_overrides
+
+    if not loaded.config.providers:
+        click.echo("live: no provider is configured")
+        return 0
+    prices = PriceTable.load(price_overrides(loaded.config))
+    failed = False
+    for name in loaded.config.providers:
+        provider = make_provider(name, loaded.config)
+        try:
+            for finding in await live_check(provider, prices):
+                click.echo(f"live: {finding.provider}: {finding.level}: {finding.what}: {finding.detail}")
+                failed |= finding.level == "error"
+        finally:
+            await provider.close()
+    return int(failed)

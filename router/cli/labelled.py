@@ -1,0 +1,153 @@
+"""Reads labelled texts from a CSV file, and says by file and line what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+TEXT_NAMES = ("text", "input", "message", "utterance", "sentence", "query", "question", "content", "body")
+LABEL_NAMES = ("label", "category", "class", "intent", "target", "gold", "tag")
+#: Words that hardly any English sentence does without.
+ENGLISH = re.compile(
+    r"\b(the|an?|is|are|was|be|to|of|in|on|for|and|or|not|my|your|i|you|it|we|me|this|that|what|how|why|when|where|can|"
+    r"do|does|did|have|has|with|at|by|from|as|if|will|would|there|been|but|so|no)\b"
+)
+SHOWN = 5  # lines named in one message
+
+
+class BadData(Exception):
+    """What is wrong with the file, where, and what to do."""
+
+
+class Labelled(msgspec.Struct, frozen=True):
+    """`texts` and `labels` row by row; `notes` for whoever looks at the result."""
+
+    texts: list[str]
+    labels: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def read(path: Path, text_col: str | None = None, label_col: str | None = None) -> Labelled:
+    """UTF-8, with or without a byte order mark; comma, semicolon or tab; with a header line.
+
+    Columns are taken by the names given, else by usual names, else (two columns) by order. Raises BadData.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise BadData(f"{path} is empty: it needs a header line and rows of text and label")
+    (_, header), body = rows[0], rows[1:]
+    text_at, label_at, notes = _columns(path, header, body, text_col, label_col)
+    if notes:  # the first line was data
+        body = rows
+    _check(path, header, body, text_at, label_at)
+    texts = [row[text_at].strip() for _, row in body]
+    labels = [row[label_at].strip() for _, row in body]
+    found = sorted(set(labels))
+    if len(found) < 2:
+        only = f"only the label {found[0]!r}" if found else "no rows"
+        raise BadData(f"{path} has {only} in column {_name(header, label_at)}: a classifier needs two labels or more")
+    if len(found) > 20 and len(found) > len(texts) / 2:
+        notes.append(
+            f"{len(found)} different labels in {len(texts)} rows: is {_name(header, label_at)} really the label column?"
+        )
+    if (note := language_note(texts)) is not None:
+        notes.append(note)
+    return Labelled(texts, labels, tuple(notes))
+
+
+def language_note(texts: Sequence[str]) -> str | None:
+    """A warning if the texts do not look English. A rough test: most sentences hold one of the commonest words."""
+    sentences = [text.lower() for text in texts if len(text.split()) >= 4]
+    letters = [char for text in texts for char in text if char.isalpha()]
+    foreign = sum(not char.isascii() for char in letters) > 0.1 * len(letters)
+    if len(sentences) >= 5:
+        foreign |= sum(ENGLISH.search(text) is not None for text in sentences) < 0.6 * len(sentences)
+    if not foreign:
+        return None
+    return (
+        "the texts do not look English (a rough test by common words), and the default encoder knows English only: "
+        "set [model] source to a multilingual encoder and run this again"
+    )
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, fields) of every line that is not blank."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = "\t" if path.suffix == ".tsv" or ("\t" in first and "," not in first) else ","
+            if ";" in first and "," not in first:
+                delimiter = ";"
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            return [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
+    except OSError as error:
+        raise BadData(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except csv.Error as error:
+        raise BadData(f"{path} is not a CSV file: {error}") from error
+
+
+def _columns(
+    path: Path, header: list[str], body: list[tuple[int, list[str]]], text_col: str | None, label_col: str | None
+) -> tuple[int, int, list[str]]:
+    """(index of the text column, of the label column, a note if there is no header line)."""
+    names = [name.strip() for name in header]
+    lowered = [name.lower() for name in names]
+    text_at = _named(path, names, text_col, "--text-col")
+    label_at = _named(path, names, label_col, "--label-col")
+    if text_at is None:
+        text_at = next((lowered.index(name) for name in TEXT_NAMES if name in lowered), None)
+    if label_at is None:
+        label_at = next((lowered.index(name) for name in LABEL_NAMES if name in lowered), None)
+    if len(names) == 2 and (text_at is None or label_at is None):
+        if text_at is None and label_at is None:
+            seen = {row[1].strip() for _, row in body if len(row) == 2}
+            notes = ["the first line looks like data, so it is taken as data: the file has no header line"]
+            return 0, 1, notes if names[1] in seen else []
+        text_at = 1 - label_at if text_at is None and label_at is not None else text_at
+        label_at = 1 - text_at if label_at is None and text_at is not None else label_at
+    missing = [
+        option
+        for option, at in (("--text-col", text_at), ("--label-col", label_at))
+        if at is None or text_at == label_at
+    ]
+    if text_at is None or label_at is None or missing:
+        raise BadData(
+            f"{path}, line 1: can't tell which columns hold text and label; say it with {' and '.join(missing)}. "
+            f"The columns are: {', '.join(names)}"
+        )
+    return text_at, label_at, []
+
+
+def _named(path: Path, names: list[str], wanted: str | None, option: str) -> int | None:
+    if wanted is None:
+        return None
+    if wanted not in names:
+        raise BadData(f"{path}, line 1: no column {wanted!r} ({option}). The columns are: {', '.join(names)}")
+    return names.index(wanted)
+
+
+def _check(path: Path, header: list[str], body: list[tuple[int, list[str]]], text_at: int, label_at: int) -> None:
+    if torn := [line for line, row in body if len(row) != len(header)]:
+        raise BadData(
+            f"{path}, {_lines(torn)}: not {len(header)} fields as in line 1; put texts with commas in double quotes"
+        )
+    for what, at in (("text", text_at), ("label", label_at)):
+        if empty := [line for line, row in body if not row[at].strip()]:
+            raise BadData(f"{path}, {_lines(empty)}: no {what}; fill it in or take the line out")
+
+
+def _lines(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:SHOWN]))
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+def _name(header: list[str], at: int) -> str:
+    return repr(header[at].strip())

@@ -1,0 +1,134 @@
+"""`crossover serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from router.cli.options import config_option, load_or_exit, stop
+from router.config import Config, Task
+from router.config_file import Loaded, is_loopback
+
+#: For the supervisor: the model can't be loaded or has died; start me again.
+EXIT_MODEL = 70
+
+
+@click.command()
+@config_option
+@click.option("--host", help="Address to listen on. [default: server.host]")
+@click.option("--port", type=click.IntRange(0, 65535), help="0: any free one. [default: server.port]")
+@click.option("--model", help="A sequence-classification model, as hub id or folder: serves it without a config.")
+@click.option("--revision", help="The hub revision of --model (a commit).")
+def serve(config: Path | None, host: str | None, port: int | None, model: str | None, revision: str | None) -> None:
+    """Run the service until SIGTERM or Ctrl-C."""
+    loaded = of_model(model, revision) if model else load_or_exit(config)
+    server = loaded.config.server
+    server = msgspec.structs.replace(server, host=host or server.host, port=server.port if port is None else port)
+    loaded = msgspec.structs.replace(loaded, config=msgspec.structs.replace(loaded.config, server=server))
+    if not loaded.config.auth.keys and not is_loopback(server.host):
+        stop(f"{server.host} can be reached from other machines, but no [[auth.keys]] are configured; add a key first")
+    sys.exit(run(loaded))
+
+
+def of_model(model: str, revision: str | None) -> Loaded:
+    """A config with one task: the model itself."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(model).name)[:64] or "model"
+    folder = Path(model)
+    source = str(folder.resolve()) if folder.exists() else model
+    return Loaded(Config(tasks={name: Task(model=source, revision=revision)}), Path.cwd() / "crossover.toml")
+
+
+def run(loaded: Loaded) -> int:
+    """Serve; gives the exit code. Heavy imports happen here, after the config was found to be right."""
+    import uvicorn
+
+    from router import runfile
+    from router.app import create_app
+    from router.telemetry import configure_logging
+
+    configure_logging()
+    for note in loaded.notes:
+        click.echo(f"note: {note}", err=True)
+    config = loaded.config.server
+    listener = bind(config.host, config.port)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
+    fatal: list[str] = []
+    server: uvicorn.Server
+
+    def on_fatal(reason: str) -> None:
+        fatal.append(reason)
+        server.should_exit = True
+
+    app = create_app(loaded, on_fatal=on_fatal)
+    service = app.state.service
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=config.drain_s,
+        )
+    )
+
+    async def main() -> None:
+        started = asyncio.create_task(_announce_when_open())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            started.cancel()
+
+    async def _announce_when_open() -> None:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        redis_url = service.redis_url
+        with runfile.announce(url, _without_password(redis_url), service.ledger_path, loaded.path):
+            click.echo(f"listening on {url}", err=True)
+            await asyncio.Event().wait()
+
+    with asyncio.Runner(loop_factory=_uvloop()) as runner:
+        try:
+            runner.run(main())
+        except KeyboardInterrupt:
+            pass
+        except SystemExit:  # uvicorn's, when the lifespan failed; its reason is on stderr
+            return 2
+    if fatal:
+        click.echo(f"crossover: {fatal[0]}", err=True)
+        return EXIT_MODEL
+    return 0
+
+
+def _uvloop() -> Any:
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, or an exit with what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        stop(f"can't listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another with --port")
+    return listener
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

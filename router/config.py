@@ -1,0 +1,134 @@
+"""The configuration: one frozen object, read whole at start. `crossover.toml` explains every key.
+
+Environment variables override the file: `CROSSOVER_CACHE__URL=redis://...` sets `url` in `[cache]`.
+`router.config_file` reads and checks; this module only says what there is, with units, defaults and bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+Milliseconds = Annotated[int, Meta(ge=1, le=600_000)]
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+Usd = Annotated[float, Meta(ge=0.0, le=1_000_000.0)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Escalate = Literal["auto", "never"]
+OverLength = Literal["escalate", "truncate", "reject"]
+
+#: What a day may cost until somebody sets `budget.usd_per_day`.
+DEFAULT_BUDGET_USD = 1.0
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    deadline_ms: Milliseconds = 10_000
+    local_deadline_ms: Milliseconds = 1_000
+    body_deadline_ms: Milliseconds = 5_000
+    max_body_bytes: Annotated[int, Meta(ge=1_024, le=64 * 1024 * 1024)] = 1024 * 1024
+    max_concurrent: Annotated[int, Meta(ge=1, le=100_000)] = 512
+    drain_s: Annotated[int, Meta(ge=0, le=600)] = 10
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`sha256` is the hash of the key, in hex; the key itself is nowhere in the config."""
+
+    tenant: Name
+    sha256: Sha256
+    escalate: Escalate = "auto"
+
+
+class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    keys: tuple[Key, ...] = ()
+    admin: tuple[Sha256, ...] = ()
+
+
+class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[str, Meta(pattern=r"^(embedded|off|(redis|rediss|unix)://.+)$")] = "embedded"
+    ttl_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400
+    lookup_ms: Milliseconds = 10
+    memory_mb: Annotated[int, Meta(ge=4, le=1_000_000)] = 128
+    store_preview: bool = False
+    secret: str = ""
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: str = "all-MiniLM-L6-v2"
+    revision: str | None = None
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    queue_items: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    threshold: Probability = 0.8
+    labels: dict[str, Probability] = {}
+    escalate: Escalate = "auto"
+
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    head: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    over_length: OverLength | None = None
+    instructions: Annotated[str, Meta(max_length=4_000)] = ""
+    descriptions: dict[str, str] = {}
+    policy: Policy = Policy()
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Dollars per million tokens, for a model that the price table lacks or that you pay another price for."""
+
+    input: Usd
+    output: Usd
+    cache_read: Usd | None = None
+    cache_write: Usd | None = None
+
+
+class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["anthropic", "openai"]
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    api_key_env: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    base_url: Annotated[str, Meta(pattern=r"^https?://.+")] | None = None
+    price: Price | None = None
+
+    @property
+    def key_variable(self) -> str:
+        """The environment variable that holds the key."""
+        return self.api_key_env or {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}[self.kind]
+
+
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    usd_per_day: Usd | None = None
+
+
+class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str | None = None
+
+
+class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    usd_per_hour: Usd
+    requests_per_second: Annotated[float, Meta(gt=0.0)] | None = None
+    this_machine: bool = False
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    server: Server = Server()
+    auth: Auth = Auth()
+    cache: Cache = Cache()
+    model: Model = Model()
+    tasks: dict[Name, Task] = {}
+    providers: dict[Name, Provider] = {}
+    budget: Budget = Budget()
+    ledger: Ledger = Ledger()
+    hardware: dict[Name, Hardware] = {}
+
+    @property
+    def budget_usd(self) -> float:
+        """Dollars a UTC day."""
+        return DEFAULT_BUDGET_USD if self.budget.usd_per_day is None else self.budget.usd_per_day

@@ -1,0 +1,1 @@
+"""HTTP: `classify` is the hot path, one ASGI handler; `ops` the rest; `errors` makes problems of exceptions."""

@@ -1,0 +1,47 @@
+"""Exceptions become `application/problem+json`, for the native routes and the ASGI handler alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+
+from router.problems import ProblemError
+
+MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger("crossover.http")
+
+
+def problem_headers(error: ProblemError) -> dict[str, str]:
+    if error.retry_after is not None:
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else {}
+
+
+def as_problem(error: Exception) -> ProblemError:
+    """Whatever was raised, as a problem. Messages of foreign exceptions are not shown: they may hold anything."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, MethodNotAllowedException):
+        return ProblemError("method-not-allowed", "see the Allow header")
+    if isinstance(error, NotFoundException):
+        return ProblemError("not-found", "the API is described at /schema/openapi.json")
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return ProblemError("invalid", error.detail)
+    log.error("unexpected", error=type(error).__name__)
+    return ProblemError("internal", "the log has a line of this; it is not the request's fault")
+
+
+def handle(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's exception handler for every exception."""
+    problem = as_problem(error)
+    headers = problem_headers(problem)
+    if isinstance(error, MethodNotAllowedException) and error.headers:
+        headers |= {"Allow": error.headers.get("Allow", "GET")}
+    return Response(
+        msgspec.json.encode(problem.problem()), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
+    )

@@ -1,0 +1,109 @@
+"""Health, readiness, metrics, status, tasks, the report: what operators and probes ask. Plain Litestar."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from litestar import MediaType, Request, Response, Router, get
+
+from cost.types import NANO_PER_USD
+from router.admission import presented_key, unique_headers
+from router.problems import ProblemError
+from router.service import Service
+
+READINESS = {"warming": "warming", "draining": "draining", "failed": "model-failed"}
+
+
+def ops_router(service: Service) -> Router:
+    """The routes, bound to their service."""
+
+    @get("/health", sync_to_thread=False, summary="The event loop is alive")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @get("/ready", sync_to_thread=False, summary="200 once the model is warm; what is degraded is listed, never red")
+    def ready() -> dict[str, Any]:
+        if service.state != "ready":
+            raise ProblemError(READINESS[service.state], f"the service is {service.state}", retry_after=2.0)
+        return {"status": "ready", "degraded": service.degradations()}
+
+    @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, summary="Prometheus text format")
+    def metrics() -> Response[bytes]:
+        update_gauges(service)
+        return Response(service.telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @get("/v1/tasks", sync_to_thread=False, summary="The tasks and their labels")
+    def tasks(request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
+        service.keys.tenant(_key(request))
+        return [
+            {"name": name, "model": route.info.model, "labels": [label.name for label in route.labels]}
+            for name, route in service.tasks.items()
+        ]
+
+    @get("/v1/status", sync_to_thread=True, summary="Model, thresholds, cache, providers, budget")
+    def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        service.keys.tenant(_key(request))
+        return describe(service)
+
+    @get("/report", sync_to_thread=True, media_type=MediaType.HTML, summary="The crossover report as a page")
+    def report(request: Request[Any, Any, Any], volume: str | None = None) -> Response[str]:
+        service.keys.admin(_key(request))
+        from router.reporting import report_page
+
+        return Response(report_page(service.loaded, service.ledger_path, volume), media_type="text/html; charset=utf-8")
+
+    return Router("/", route_handlers=[health, ready, metrics, tasks, status, report])
+
+
+def _key(request: Request[Any, Any, Any]) -> str | None:
+    return presented_key(unique_headers(request.scope["headers"]))
+
+
+def describe(service: Service) -> dict[str, Any]:
+    """What /v1/status says."""
+    config = service.config
+    return {
+        "state": service.state,
+        "uptime_s": round(time.time() - service.started, 1),
+        "degraded": service.degradations(),
+        "model": service.model.status() if service.model else None,
+        "tasks": {
+            name: {
+                "model": route.info.model,
+                "labels": len(route.labels),
+                "threshold": config.tasks[name].policy.threshold,
+                "label_thresholds": config.tasks[name].policy.labels,
+                "escalate": config.tasks[name].policy.escalate,
+                "certificate": None,
+            }
+            for name, route in service.tasks.items()
+        },
+        "cache": {
+            "kind": config.cache.url.split("://")[0],
+            "ttl_s": config.cache.ttl_s,
+            "available": "cache" not in service.degradations() and config.cache.url != "off",
+        },
+        "providers": service.chain.status(),
+        "budget": {
+            "usd_per_day": config.budget_usd,
+            "is_default": config.budget.usd_per_day is None,
+            "spent_today_usd": service.ledger.spent_today_nano() / NANO_PER_USD,
+        },
+        "ledger": {"writable": service.ledger.writable, "pending": service.ledger.pending},
+        "prices": {"version": service.prices.version},
+    }
+
+
+def update_gauges(service: Service) -> None:
+    """What is read when it is asked for."""
+    telemetry = service.telemetry
+    for lane in service.chain.status():
+        telemetry.breaker.labels(lane["name"]).set(float(lane["breaker"] == "open"))
+    device = service.model.status().get("gpu") if service.model else None
+    if device:
+        for kind in ("used", "total", "allocated", "reserved"):
+            if device.get(kind) is not None:
+                telemetry.gpu_memory.labels(kind).set(device[kind])
+        if device.get("utilization") is not None:
+            telemetry.gpu_utilization.set(device["utilization"])

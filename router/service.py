@@ -1,0 +1,323 @@
+"""Everything a request needs, built once: the only place where parts are opened, wired together and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import structlog
+
+from cost.ledger import Ledger
+from cost.prices import Price, PriceTable
+from cost.types import NANO_PER_USD, LedgerError, Outcome
+from local_model.model import LocalModel, ModelSettings, TaskSpec
+from providers.chain import Chain
+from providers.types import Label, Provider
+from router import paths
+from router.admission import Keys, Slots
+from router.cache import inspect, keys
+from router.cache.client import Cache, NoCache, RedisCache, connect
+from router.cache.embedded import EmbeddedRedis
+from router.config import Config, Hardware
+from router.config import Price as ConfiguredPrice
+from router.config_file import Loaded, head_path, relative_to
+from router.pipeline import Pipeline, TaskRoute
+from router.problems import ProblemError
+from router.telemetry import Telemetry
+
+log = structlog.get_logger("crossover")
+
+#: What the local tier's device time costs when [hardware] names no machine: a 2-core box at list price.
+DEFAULT_HARDWARE = Hardware(usd_per_hour=0.0816, this_machine=True)
+
+
+class Service:
+    """Open with `async with service.opened(): ...`; requests are answered once `state` is "ready"."""
+
+    def __init__(self, loaded: Loaded, *, on_fatal: Callable[[str], None] = lambda _reason: None) -> None:
+        self.config: Config = loaded.config
+        self.loaded = loaded
+        self.on_fatal = on_fatal
+        self.state: Literal["warming", "ready", "draining", "failed"] = "warming"
+        self.started = time.time()
+        self.keys = Keys(self.config.auth)
+        self.slots = Slots(self.config.server.max_concurrent)
+        self.telemetry = Telemetry()
+        self.prices = PriceTable.load(price_overrides(self.config))
+        self.tasks: Mapping[str, TaskRoute] = {}
+        self.ledger_path = ledger_path(loaded)
+        self.redis_url: str = ""
+        self.cache: Cache = NoCache()
+        self.ledger: Ledger
+        self.chain: Chain
+        self.model: LocalModel | None = None
+        self._pipeline: Pipeline | None = None
+        self._stack = AsyncExitStack()
+        self._loading: asyncio.Task[None] | None = None
+
+    # opening and closing ---------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Books, cache and providers now; the model in the background, so that /health answers meanwhile."""
+        try:
+            await self._open_parts()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self._loading = asyncio.create_task(self._load())
+
+    async def _open_parts(self) -> None:
+        stack, telemetry, config = self._stack, self.telemetry, self.config
+        self.ledger = await asyncio.to_thread(Ledger.open, self.ledger_path)
+        stack.push_async_callback(asyncio.to_thread, self.ledger.close)
+        telemetry.ledger_writable.set_function(lambda: float(self.ledger.writable))
+        telemetry.spent_today.set_function(lambda: self.ledger.spent_today_nano() / NANO_PER_USD)
+        telemetry.budget.set(config.budget_usd)
+        telemetry.price_age.set_function(lambda: (time.time() / 86_400) - self.prices.as_of.toordinal() + 719_163)
+        telemetry.ready.set_function(lambda: float(self.state == "ready"))
+
+        self.redis_url = await self._open_redis()
+        if self.redis_url:
+            client = connect(self.redis_url)
+            cache = RedisCache(
+                client,
+                ttl_s=config.cache.ttl_s,
+                lookup_s=config.cache.lookup_ms / 1000,
+                on_lookup=lambda result: telemetry.lookups.labels(result).inc(),
+            )
+            telemetry.breaker.labels("redis").set_function(lambda: float(cache.breaker.open))
+            stack.push_async_callback(cache.close)
+            self.cache = cache
+
+        self.chain = Chain(
+            [make_provider(name, config) for name in config.providers],
+            ledger=self.ledger,
+            prices=self.prices,
+            budget_nano=round(config.budget_usd * NANO_PER_USD),
+            on_attempt=self._count_attempt,
+        )
+        stack.push_async_callback(self.chain.close)
+
+    async def _open_redis(self) -> str:
+        if self.config.cache.url == "off":
+            return ""
+        if self.config.cache.url != "embedded":
+            return self.config.cache.url
+        server = EmbeddedRedis(paths.state_dir(), self.config.cache.memory_mb)
+        self._stack.push_async_callback(asyncio.to_thread, server.stop)
+        return await asyncio.to_thread(server.start)
+
+    async def _load(self) -> None:
+        """Load and warm the model; a failure here is fatal, and says why."""
+        try:
+            model = await asyncio.to_thread(
+                LocalModel.load,
+                model_settings(self.config),
+                task_specs(self.loaded),
+                cache_dir=paths.cache_dir(),
+                progress=lambda text: log.info("loading", step=text),
+            )
+            self._stack.push_async_callback(asyncio.to_thread, model.close)
+            await asyncio.to_thread(model.warm)
+            model.on_death(self._model_died)
+            model.on_batch(lambda texts, _tokens, _micros: self.telemetry.batch.observe(texts))
+            model.start(asyncio.get_running_loop())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service can't work without a model
+            self.state = "failed"
+            log.error("load_failed", error=f"{type(error).__name__}: {error}")  # noqa: TRY400 - said in one line
+            self.on_fatal(str(error))
+            return
+        self.model = model
+        self._wire(model)
+        self.telemetry.queue.set_function(lambda: float(model.stats()["waiting"]))
+        self.state = "ready"
+        log.info("ready", tasks=list(self.tasks), seconds=round(time.time() - self.started, 1))
+
+    def _wire(self, model: LocalModel) -> None:
+        secret = keys.load_secret(self.config.cache.secret, paths.state_dir())
+        chain = " > ".join(f"{name}/{model_name}" for name, model_name in self.chain.configured())
+        self.tasks = {name: task_route(name, self.config, model, secret, chain) for name in self.config.tasks}
+        if isinstance(self.cache, RedisCache):
+            self.cache.publish(inspection_notes(self.tasks))
+        hardware = next((h for h in self.config.hardware.values() if h.this_machine), DEFAULT_HARDWARE)
+        self._pipeline = Pipeline(
+            cache=self.cache,
+            classifier=model,
+            frontier=self.chain,
+            ledger=self.ledger,
+            digest=partial(keys.text_digest, secret),
+            local_deadline_s=self.config.server.local_deadline_ms / 1000,
+            nano_per_local_us=hardware.usd_per_hour
+            * NANO_PER_USD
+            / 3600e6
+            / sum(e["threads"] for e in model.status()["encoders"]),
+            store_preview=self.config.cache.store_preview,
+            on_ledger_error=self._ledger_failed,
+        )
+
+    async def wait_until_ready(self) -> None:
+        """For whoever uses the service in process. Raises what `pipeline` raises if the model could not be loaded."""
+        if self._loading is not None:
+            await self._loading
+        _ = self.pipeline
+
+    async def close(self) -> None:
+        """Wait for the model to be loaded (a thread can't be stopped), then close all parts in reverse order."""
+        self.state = "draining"
+        if self._loading is not None:
+            await asyncio.wait({self._loading})
+        await self._stack.aclose()
+
+    # what requests see -----------------------------------------------------------------------------------------------
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Raises `warming`, `draining` or `model-failed` while there is no answering."""
+        if self.state == "draining":
+            raise ProblemError("draining", "send this to another replica", retry_after=1.0)
+        if self._pipeline is None or self.state != "ready":
+            kind = "warming" if self.state == "warming" else "model-failed"
+            raise ProblemError(kind, "GET /ready says when to come back", retry_after=2.0)
+        return self._pipeline
+
+    def task(self, name: str | None) -> TaskRoute:
+        """Raises `unknown-task`."""
+        known = ", ".join(sorted(self.tasks))
+        if name is None:
+            if len(self.tasks) == 1:
+                return next(iter(self.tasks.values()))
+            raise ProblemError("unknown-task", f"several tasks are configured; name one: {known}")
+        task = self.tasks.get(name)
+        if task is None:
+            raise ProblemError("unknown-task", f"no such task; configured are: {known}")
+        return task
+
+    def degradations(self) -> list[str]:
+        """What does not work while answers still flow. Shown by /ready, never as red."""
+        found = []
+        if isinstance(self.cache, RedisCache) and self.cache.breaker.open:
+            found.append("cache")
+        if not self.ledger.writable:
+            found.append("ledger")
+        found += [f"provider:{lane['name']}" for lane in self.chain.status() if lane["breaker"] == "open"]
+        return found
+
+    # what the parts report -------------------------------------------------------------------------------------------
+
+    def _model_died(self, error: BaseException) -> None:
+        self.state = "failed"
+        log.error("model_died", error=type(error).__name__)
+        self.on_fatal(f"the local model died: {type(error).__name__}")
+
+    def _ledger_failed(self, error: LedgerError) -> None:
+        self.telemetry.errors.labels(type(error).__name__).inc()
+
+    def _count_attempt(self, provider: str, model: str, outcome: Outcome) -> None:
+        self.telemetry.attempts.labels(provider, outcome.error or "answered").inc()
+        self.telemetry.spend.labels(provider, model, outcome.state).inc(outcome.cost_nano / NANO_PER_USD)
+
+
+def ledger_path(loaded: Loaded) -> Path:
+    path = loaded.config.ledger.path
+    return relative_to(loaded.path, path) if path else paths.state_dir() / "ledger.db"
+
+
+def price_overrides(config: Config) -> dict[str, Price]:
+    """Prices from the config: dollars per million tokens are nano-dollars per million tokens, times 10^9."""
+
+    def nano(usd: float | None) -> int | None:
+        return None if usd is None else round(usd * NANO_PER_USD)
+
+    def price(configured: ConfiguredPrice) -> Price:
+        read = configured.input if configured.cache_read is None else configured.cache_read
+        write = configured.input if configured.cache_write is None else configured.cache_write
+        return Price(
+            input=round(configured.input * NANO_PER_USD),
+            output=round(configured.output * NANO_PER_USD),
+            cache_read=nano(read),
+            cache_write_5m=nano(write),
+            cache_write_1h=nano(write),
+        )
+
+    return {p.model: price(p.price) for p in config.providers.values() if p.price is not None}
+
+
+def make_provider(name: str, config: Config) -> Provider:
+    from providers.build import build
+
+    provider = config.providers[name]
+    return build(
+        provider.kind,
+        name=name,
+        model=provider.model,
+        api_key=os.environ.get(provider.key_variable) or "none",
+        base_url=provider.base_url,
+    )
+
+
+def model_settings(config: Config) -> ModelSettings:
+    model = config.model
+    return ModelSettings(
+        source=model.source,
+        revision=model.revision,
+        engine=model.engine,
+        device=model.device,
+        threads=model.threads,
+        queue_items=model.queue_items,
+    )
+
+
+def task_specs(loaded: Loaded) -> list[TaskSpec]:
+    return [
+        TaskSpec(
+            name=name,
+            head=None if task.head is None else head_path(loaded.path, task.head),
+            model=f"{task.model}@{task.revision}" if task.model and task.revision else task.model,
+        )
+        for name, task in loaded.config.tasks.items()
+    ]
+
+
+def task_route(name: str, config: Config, model: LocalModel, secret: bytes, chain: str) -> TaskRoute:
+    """Everything that changes an answer goes into its identity; the policy, applied on read, does not."""
+    from providers.prompt import prompt_digest
+
+    info, task = model.task(name), config.tasks[name]
+    labels = tuple(
+        Label(label, task.descriptions.get(label) or info.descriptions.get(label, "")) for label in info.labels
+    )
+    local_parts = dict(part.partition("=")[::2] for part in info.identity)
+    frontier_parts = {"prompt and labels": prompt_digest(labels, task.instructions), "providers": chain}
+    return TaskRoute(
+        info=info,
+        labels=labels,
+        label_names=frozenset(info.labels),
+        instructions=task.instructions,
+        local_parts=local_parts,
+        frontier_parts=frontier_parts,
+        local_identity=identity(secret, "local", local_parts),
+        frontier_identity=identity(secret, "frontier", frontier_parts),
+    )
+
+
+def identity(secret: bytes, kind: str, parts: Mapping[str, str]) -> str:
+    return keys.identity_digest(secret, (kind, *(text for part in parts.items() for text in part)))
+
+
+def inspection_notes(tasks: Mapping[str, TaskRoute]) -> dict[str, bytes]:
+    """For `crossover cache get`: what today's identities are made of."""
+    notes: dict[str, bytes] = {}
+    for name, route in tasks.items():
+        notes[inspect.current_key(name)] = msgspec.json.encode(
+            inspect.Current(route.local_identity, route.frontier_identity)
+        )
+        notes[inspect.identity_key(route.local_identity)] = msgspec.json.encode(route.local_parts)
+        notes[inspect.identity_key(route.frontier_identity)] = msgspec.json.encode(route.frontier_parts)
+    return notes

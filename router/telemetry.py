@@ -1,0 +1,150 @@
+"""Metrics and logs. Logs carry what is on the list here and nothing else: never a text, never a key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import psutil
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cost.types import NANO_PER_USD
+from router.outcome import Outcome
+
+#: Seconds: from a cache hit to a slow frontier.
+LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Telemetry:
+    """One registry a service, so that two in one process (tests) don't share counters."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"crossover_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"crossover_{name}", text, labels, registry=registry)
+
+        self.requests = counter("requests", "HTTP answers of /v1/classify", "status")
+        self.inputs = counter("inputs", "Inputs answered", "task", "source", "degraded")
+        self.errors = counter("errors", "Inputs and requests that got a problem", "type")
+        self.escalations = counter("escalations", "Inputs that wanted a frontier answer", "task", "outcome")
+        self.spend = counter("spend_usd", "Paid calls, in dollars", "provider", "model", "state")
+        self.saved = counter("saved_usd", "What cache hits had cost when they were answered first", "task")
+        self.attempts = counter("provider_attempts", "Calls to a provider", "provider", "outcome")
+        self.lookups = counter("cache_lookups", "Cache lookups", "result")
+        self.coalesced = counter("coalesced", "Inputs that shared a computation in flight")
+        self.latency = Histogram(
+            "crossover_latency_seconds",
+            "A request, from the first byte",
+            ["source"],
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self.stage = Histogram(
+            "crossover_stage_seconds", "One stage of an input", ["stage"], buckets=LATENCY, registry=registry
+        )
+        self.batch = Histogram(
+            "crossover_batch_size", "Texts a forward", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
+        )
+        self.queue = gauge("queue_items", "Texts waiting for the local model")
+        self.budget = gauge("budget_usd", "The day's limit for paid calls")
+        self.spent_today = gauge("spent_today_usd", "Spent and reserved since midnight UTC")
+        self.breaker = gauge("breaker_open", "1 while the target is not asked", "target")
+        self.ledger_writable = gauge("ledger_writable", "0: paid calls are stopped")
+        self.ready = gauge("ready", "1 once the model is warm")
+        self.price_age = gauge("price_age_days", "Age of the price table")
+        self.resident = gauge("resident_bytes", "Resident memory of this process")
+        self.gpu_memory = gauge("gpu_memory_bytes", "GPU memory", "kind")
+        self.gpu_utilization = gauge("gpu_utilization_ratio", "GPU utilization")
+        self.resident.set_function(lambda: psutil.Process().memory_info().rss)
+
+    def answered(self, task: str, outcomes: Sequence[Outcome], seconds: float) -> None:
+        """Count one request's inputs."""
+        for outcome in outcomes:
+            self.inputs.labels(task, outcome.source, outcome.degraded or "").inc()
+            if outcome.error is not None:
+                self.errors.labels(outcome.error).inc()
+            self.latency.labels(outcome.source).observe(seconds)
+            if outcome.source == "frontier":
+                self.escalations.labels(task, "answered").inc()
+            elif outcome.degraded is not None:
+                self.escalations.labels(task, outcome.degraded).inc()
+            if outcome.saved_nano:
+                self.saved.labels(task).inc(outcome.saved_nano / NANO_PER_USD)
+            if outcome.coalesced:
+                self.coalesced.inc()
+            if outcome.source == "cache":
+                self.lookups.labels(f"hit_{outcome.answered_by}").inc()
+            for stage, took in (
+                ("cache", outcome.cache_us),
+                ("queue", outcome.queue_us),
+                ("local", outcome.local_us),
+                ("frontier", outcome.frontier_us),
+            ):
+                if took:
+                    self.stage.labels(stage).observe(took / 1e6)
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def configure_logging(level: str = "info", *, terminal: bool | None = None) -> None:
+    """One JSON line an event on stderr, or a readable one on a terminal. Library loggers are kept at WARNING: they
+    would log request bodies (litestar's does by default) and URLs."""
+    pretty = sys.stderr.isatty() if terminal is None else terminal
+    renderer: Any = structlog.dev.ConsoleRenderer() if pretty else _render
+    factory: Any = (
+        structlog.PrintLoggerFactory(sys.stderr) if pretty else structlog.BytesLoggerFactory(sys.stderr.buffer)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True)
+    for name in ("httpx", "httpx2", "anthropic", "openai", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _render(_logger: Any, _method: str, event: Mapping[str, Any]) -> bytes:
+    return _encode(event)
+
+
+def access_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the log line of a request says of its inputs: counts and sums, for one as for many."""
+    sources: dict[str, int] = {}
+    degraded: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    for outcome in outcomes:
+        sources[outcome.source] = sources.get(outcome.source, 0) + 1
+        if outcome.degraded:
+            degraded[outcome.degraded] = degraded.get(outcome.degraded, 0) + 1
+        if outcome.error:
+            errors[outcome.error] = errors.get(outcome.error, 0) + 1
+    return {
+        "inputs": len(outcomes),
+        "source": sources,
+        "degraded": degraded,
+        "errors": errors,
+        "cost_usd": sum(outcome.cost_nano for outcome in outcomes) / NANO_PER_USD,
+        "cache_ms": max((outcome.cache_us for outcome in outcomes), default=0) / 1000,
+        "queue_ms": max((outcome.queue_us for outcome in outcomes), default=0) / 1000,
+        "local_ms": max((outcome.local_us for outcome in outcomes), default=0) / 1000,
+        "frontier_ms": max((outcome.frontier_us for outcome in outcomes), default=0) / 1000,
+    }

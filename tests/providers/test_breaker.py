@@ -1,0 +1,167 @@
+"""When a provider is left alone, and when it is asked again. The clock is ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+
+from cost.types import Usage
+from providers.breaker import Breaker, BreakerSettings
+from providers.fake import ScriptedProvider
+from providers.simulator import Simulator
+from providers.types import (
+    Answer,
+    AuthFailed,
+    FrontierUnavailable,
+    Provider,
+    Question,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+)
+
+ANSWER = Answer("card_arrival", "claude-haiku-5-5", Usage(input=100, output=9))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker(BreakerSettings(failures=3, open_s=10, auth_open_s=60), clock)
+
+
+def fail(breaker: Breaker, *errors: Any, given_s: float = 10.0) -> None:
+    for error in errors:
+        assert breaker.admit()
+        breaker.failed(error, given_s)
+
+
+def test_it_opens_after_failures_in_a_row_and_not_before(breaker: Breaker) -> None:
+    fail(breaker, Unavailable("x"), Unavailable("x"))
+    breaker.succeeded()
+    fail(breaker, Unavailable("x"), Unavailable("x"))
+    assert breaker.state == "closed"
+    fail(breaker, Unavailable("x"))
+    assert breaker.state == "open"
+    assert not breaker.admit()
+    assert breaker.open_for_s() == 10
+
+
+def test_half_open_lets_one_probe_through_whose_end_decides(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, *[Unavailable("x")] * 3)
+    clock.now += 10
+    assert breaker.state == "half_open"
+    assert [breaker.admit(), breaker.admit()] == [True, False]
+    breaker.failed(Unavailable("x"), 10)
+    assert breaker.state == "open"
+    clock.now += 10
+    assert breaker.admit()
+    breaker.succeeded()
+    assert breaker.state == "closed"
+    assert [breaker.admit(), breaker.admit()] == [True, True]
+
+
+def test_a_probe_that_was_abandoned_leaves_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, *[Unavailable("x")] * 3)
+    clock.now += 10
+    assert breaker.admit()
+    breaker.abandoned()
+    assert breaker.admit()
+
+
+def test_a_refused_key_opens_it_at_once_and_for_longer(breaker: Breaker) -> None:
+    fail(breaker, AuthFailed("401"))
+    assert breaker.open_for_s() == 60
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(7.0, 7.0), (3600.0, 60.0)])
+def test_retry_after_is_a_floor_with_a_ceiling(breaker: Breaker, asked: float, waits: float) -> None:
+    fail(breaker, RateLimited("429", retry_after=asked))
+    assert breaker.open_for_s() == waits
+
+
+def test_a_caller_in_a_hurry_does_not_close_a_provider_to_the_others(breaker: Breaker) -> None:
+    fail(breaker, *[TimedOut("x")] * 20, given_s=0.1)
+    assert breaker.state == "closed"
+    fail(breaker, *[TimedOut("x")] * 3, given_s=5)
+    assert breaker.state == "open"
+
+
+def test_an_open_breaker_keeps_the_wire_silent_and_the_answer_fast(
+    provider_on: Callable[..., Provider], books: Callable[..., Any], kind: str, question: Question, clock: Clock
+) -> None:
+    async def main() -> None:
+        async with Simulator(faults=[("503", 1.0)]) as sim:
+            b = books([provider_on(sim, kind)], clock=clock, breaker=BreakerSettings(failures=3, open_s=10))
+            for _ in range(5):
+                with pytest.raises(FrontierUnavailable) as caught:
+                    await b.ask(question)
+                assert caught.value.reason == "provider_unavailable"
+            assert sim.calls == len(b.states) == 3
+            clock.now += 10
+            with pytest.raises(FrontierUnavailable):
+                await b.ask(question)
+            assert sim.calls == 4  # the probe
+            await b.chain.close()
+
+    asyncio.run(main())
+
+
+def test_a_refused_key_is_shouted_about_without_the_key(
+    provider_on: Callable[..., Provider], books: Callable[..., Any], kind: str, question: Question, key: str
+) -> None:
+    async def main() -> list[Any]:
+        async with Simulator() as sim:
+            b = books([provider_on(sim, kind)])
+            sim.fail_next(["401"])
+            with structlog.testing.capture_logs() as logged:
+                for _ in range(2):
+                    with pytest.raises(FrontierUnavailable):
+                        await b.ask(question)
+            assert sim.calls == 1
+            assert b.states == ["unbilled"]
+            await b.chain.close()
+            return list(logged)
+
+    logged = asyncio.run(main())
+    assert [(entry["event"], entry["log_level"]) for entry in logged][0] == ("provider_auth_failed", "error")
+    assert key not in repr(logged)
+
+
+def test_only_one_of_many_callers_probes(books: Callable[..., Any], question: Question, clock: Clock) -> None:
+    async def main() -> None:
+        release = asyncio.Event()
+
+        async def probe(_: Question) -> Answer:
+            await release.wait()
+            return ANSWER
+
+        provider = ScriptedProvider("p", "claude-haiku-5-5", [AuthFailed("401"), probe])
+        b = books([provider], clock=clock)
+        with pytest.raises(FrontierUnavailable):
+            await b.ask(question)
+        clock.now += 60
+        callers = [asyncio.create_task(b.ask(question)) for _ in range(8)]
+        refused = [task for task in (await asyncio.wait(callers, return_when=asyncio.FIRST_EXCEPTION))[0]]
+        assert refused
+        release.set()
+        results = await asyncio.gather(*callers, return_exceptions=True)
+        assert len(provider.asked) == 2
+        assert sum(not isinstance(r, FrontierUnavailable) for r in results) == 1
+
+    asyncio.run(main())

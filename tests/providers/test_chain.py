@@ -1,0 +1,409 @@
+"""The chain: in order, under one deadline, with every wire call in the books, whoever fails, hangs or leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+
+from cost.fake import MemoryLedger
+from cost.prices import PriceTable
+from cost.types import Intent, Outcome, Usage
+from providers.fake import ScriptedProvider
+from providers.simulator import Simulator
+from providers.types import Answer, BadAnswer, FrontierUnavailable, Provider, Question, Unavailable
+
+On = Callable[..., Provider]
+Books = Callable[..., Any]
+ANSWER = Answer("card_arrival", "claude-haiku-5-5", Usage(input=100, output=9))
+
+
+class SlowLedger(MemoryLedger):
+    """Reserves or settles only once it is told to."""
+
+    def __init__(self, *, reserve: asyncio.Event | None = None, settle: asyncio.Event | None = None) -> None:
+        super().__init__()
+        self._gates = (reserve, settle)
+        self.reserving = asyncio.Event()
+
+    async def reserve(self, intent: Intent) -> int:
+        self.reserving.set()
+        if self._gates[0]:
+            await self._gates[0].wait()
+        return await super().reserve(intent)
+
+    async def settle(self, attempt_id: int, outcome: Outcome) -> None:
+        if self._gates[1]:
+            await self._gates[1].wait()
+        await super().settle(attempt_id, outcome)
+
+
+def test_an_answer_is_one_wire_call_one_attempt_and_its_list_price(
+    provider_on: On, books: Books, kind: str, question: Question
+) -> None:
+    async def main() -> None:
+        async with Simulator() as sim:
+            b = books([provider_on(sim, kind)])
+            answer = await b.ask(question)
+            await b.chain.close()
+        (line,) = sim.bill.values()
+        assert (sim.calls, b.states) == (1, ["settled"])
+        assert answer.label == "card_arrival"
+        assert (answer.provider, answer.attempts) == (kind, 1)
+        # Both models: $0.10 a million in, $0.50 out.
+        assert answer.cost_nano == b.spent == line["input"] * 100 + line["output"] * 500
+        assert b.outcomes[0][2].price_version == PriceTable.load().version
+
+    asyncio.run(main())
+
+
+def test_a_failed_call_moves_on_to_the_next_provider_once(provider_on: On, books: Books, question: Question) -> None:
+    async def main() -> None:
+        async with Simulator() as first, Simulator() as second, Simulator() as third:
+            b = books([provider_on(first, "anthropic"), provider_on(second, "openai"), provider_on(third, "openai")])
+            first.fail_next(["500"])
+            answer = await b.ask(question)
+            assert (answer.provider, answer.attempts) == ("openai", 2)
+            assert b.states == ["uncertain", "settled"]  # a 500 may have been charged
+            assert answer.cost_nano == b.spent
+            first.fail_next(["529"])
+            second.fail_next(["reset"])
+            with pytest.raises(FrontierUnavailable) as caught:
+                await b.ask(question)
+            assert caught.value.reason == "provider_unavailable"
+            assert b.states[2:] == ["unbilled", "uncertain"]
+            assert caught.value.cost_nano == b.ledger.attempts[4].cost_nano > 0
+            assert (first.calls, second.calls, third.calls) == (2, 2, 0)
+            await b.chain.close()
+
+    asyncio.run(main())
+
+
+def test_without_a_provider_it_says_so(books: Books, question: Question) -> None:
+    async def main() -> None:
+        with pytest.raises(FrontierUnavailable) as caught:
+            await books([]).ask(question)
+        assert caught.value.reason == "no_provider"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", ["hang", "slow_drip"])
+def test_the_deadline_holds_and_the_cut_call_counts_with_its_upper_bound(
+    provider_on: On, books: Books, kind: str, question: Question, fault: str
+) -> None:
+    async def main() -> None:
+        async with Simulator() as sim:
+            b = books([provider_on(sim, kind)])
+            await b.ask(question)
+            sim.fail_next([fault])
+            started = time.monotonic()
+            with pytest.raises(FrontierUnavailable) as caught:
+                await b.ask(question, within=0.3)
+            assert 0.25 < time.monotonic() - started < 0.6
+            assert caught.value.reason == "deadline"
+            assert b.states == ["settled", "uncertain"]
+            assert b.ledger.attempts[2].cost_nano == b.ledger.attempts[2].intent.estimate_nano
+            await b.chain.close()
+
+    asyncio.run(main())
+
+
+def test_a_hanging_provider_leaves_the_next_one_time(provider_on: On, books: Books, question: Question) -> None:
+    async def main() -> None:
+        async with Simulator() as hanging, Simulator() as well:
+            b = books([provider_on(hanging, "anthropic"), provider_on(well, "openai")])
+            hanging.fail_next(["hang"])
+            answer = await b.ask(question, within=1.5)
+            assert answer.provider == "openai"
+            assert b.states == ["uncertain", "settled"]
+            await b.chain.close()
+
+    asyncio.run(main())
+
+
+def test_a_deadline_too_near_for_a_call_makes_none(provider_on: On, books: Books, question: Question) -> None:
+    async def main() -> None:
+        async with Simulator() as sim:
+            b = books([provider_on(sim, "anthropic")])
+            with pytest.raises(FrontierUnavailable) as caught:
+                await b.ask(question, within=0.01)
+            assert caught.value.reason == "deadline"
+            assert (sim.connections, b.states) == (0, [])
+            await b.chain.close()
+
+    asyncio.run(main())
+
+
+def test_no_byte_is_sent_without_budget_without_books_or_without_a_price(
+    provider_on: On, books: Books, kind: str, question: Question
+) -> None:
+    async def main() -> None:
+        broken = MemoryLedger()
+        broken.broken = True
+        nothing_priced = PriceTable("v", PriceTable.load().as_of, "test", {})
+        async with Simulator() as sim:
+            for reason, settings in (
+                ("budget", {"budget_nano": 1}),
+                ("provider_unavailable", {"ledger": broken}),
+                ("provider_unavailable", {"prices": nothing_priced}),
+            ):
+                b = books([provider_on(sim, kind)], **settings)
+                with pytest.raises(FrontierUnavailable) as caught:
+                    await b.ask(question)
+                assert (caught.value.reason, caught.value.cost_nano) == (reason, 0)
+                await b.chain.close()
+            assert sim.connections == 0
+
+    asyncio.run(main())
+
+
+def test_the_budget_ends_the_calls_and_is_never_overspent(provider_on: On, books: Books, question: Question) -> None:
+    async def main() -> None:
+        budget = 3_000_000  # a few reservations at once
+        async with Simulator() as sim:
+            b = books([provider_on(sim, "anthropic")], budget_nano=budget)
+            results = await asyncio.gather(*(b.ask(question, index=i) for i in range(40)), return_exceptions=True)
+            refused = [r for r in results if isinstance(r, FrontierUnavailable)]
+            assert {r.reason for r in refused} == {"budget"}
+            assert sim.calls == len(results) - len(refused) > 0
+            assert b.spent <= budget
+            await b.chain.close()
+
+    asyncio.run(main())
+
+
+def test_a_caller_who_leaves_cancels_the_call_and_the_books_still_close(
+    provider_on: On, books: Books, kind: str, question: Question
+) -> None:
+    async def main() -> None:
+        may_settle = asyncio.Event()
+        ledger = SlowLedger(settle=may_settle)
+        async with Simulator() as sim:
+            b = books([provider_on(sim, kind)], ledger=ledger)
+            sim.fail_next(["hang"])
+            caller = asyncio.create_task(b.ask(question))
+            await sim.wait_for(calls=1)
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            assert b.states == ["reserved"]
+            may_settle.set()
+            await b.chain.close()  # waits for the books
+            assert b.states == ["uncertain"]
+            async with asyncio.timeout(5):
+                await sim.wait_for(gone=1)
+            assert b.chain.status()[0]["in_flight"] == 0
+
+    asyncio.run(main())
+
+
+def test_a_caller_who_leaves_while_the_money_is_reserved_gets_it_back_and_nothing_is_sent(
+    provider_on: On, books: Books, question: Question
+) -> None:
+    async def main() -> None:
+        may_reserve = asyncio.Event()
+        ledger = SlowLedger(reserve=may_reserve)
+        async with Simulator() as sim:
+            b = books([provider_on(sim, "anthropic")], ledger=ledger)
+            caller = asyncio.create_task(b.ask(question))
+            await ledger.reserving.wait()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            may_reserve.set()
+            await b.chain.close()
+            assert (b.states, b.spent, sim.connections) == (["unbilled"], 0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_ledger_that_takes_too_long_to_reserve_is_not_waited_for(
+    provider_on: On, books: Books, question: Question
+) -> None:
+    async def main() -> None:
+        may_reserve = asyncio.Event()
+        async with Simulator() as sim:
+            b = books([provider_on(sim, "anthropic")], ledger=SlowLedger(reserve=may_reserve))
+            with pytest.raises(FrontierUnavailable) as caught:
+                await b.ask(question, within=0.2)
+            may_reserve.set()
+            await b.chain.close()
+            assert caught.value.reason == "deadline"
+            assert (b.states, sim.connections) == (["unbilled"], 0)
+
+    asyncio.run(main())
+
+
+def test_an_answer_does_not_wait_for_a_slow_settlement_beyond_the_deadline(books: Books, question: Question) -> None:
+    async def main() -> None:
+        may_settle = asyncio.Event()
+        b = books([ScriptedProvider("p", "claude-haiku-5-5", [ANSWER])], ledger=SlowLedger(settle=may_settle))
+        answer = await b.ask(question, within=0.2)
+        assert (answer.label, b.states) == ("card_arrival", ["reserved"])
+        may_settle.set()
+        await b.chain.close()
+        assert b.states == ["settled"]
+
+    asyncio.run(main())
+
+
+def test_a_reply_that_is_no_answer_is_paid_for_and_the_next_provider_asked(
+    provider_on: On, books: Books, question: Question
+) -> None:
+    async def main() -> None:
+        async with Simulator() as sim:
+            b = books([provider_on(sim, "anthropic"), provider_on(sim, "openai")])
+            sim.fail_next(["out_of_set"])
+            answer = await b.ask(question)
+            await b.chain.close()
+        assert (answer.label, b.states) == ("card_arrival", ["settled", "settled"])
+        assert [outcome.error for _, _, outcome in b.outcomes] == ["BadAnswer", None]
+        assert answer.cost_nano == b.spent
+
+    asyncio.run(main())
+
+
+def test_a_bad_answer_without_usage_counts_with_its_upper_bound(books: Books, question: Question) -> None:
+    async def main() -> None:
+        b = books([ScriptedProvider("p", "claude-haiku-5-5", [BadAnswer("nonsense")])])
+        with pytest.raises(FrontierUnavailable):
+            await b.ask(question)
+        (attempt,) = b.ledger.attempts.values()
+        assert attempt.state == "settled"
+        assert attempt.cost_nano == attempt.intent.estimate_nano > 0
+        assert attempt.outcome.usage.estimated
+
+    asyncio.run(main())
+
+
+def test_an_unknown_model_that_answers_is_priced_as_the_configured_one_and_marked(
+    books: Books, question: Question
+) -> None:
+    async def main() -> None:
+        answer = Answer("card_arrival", "claude-next", Usage(input=100, output=9))
+        b = books([ScriptedProvider("p", "claude-haiku-5-5", [answer])])
+        with structlog.testing.capture_logs() as logged:
+            assert (await b.ask(question)).cost_nano == 100 * 100 + 9 * 500
+            await b.ask(question)
+        outcome = b.outcomes[0][2]
+        assert (outcome.model, outcome.price_version[-20:]) == ("claude-next", " as claude-haiku-5-5")
+        assert [entry["event"] for entry in logged] == ["model_without_price"]  # told once, not at every call
+
+    asyncio.run(main())
+
+
+def test_an_adapters_bug_costs_its_own_call_only(books: Books, question: Question) -> None:
+    async def bug(_: Question) -> Answer:
+        raise RuntimeError("canarytext")
+
+    async def main() -> None:
+        b = books([ScriptedProvider("p", "claude-haiku-5-5", [bug]), ScriptedProvider("q", "gpt-6-luna", [ANSWER])])
+        with structlog.testing.capture_logs() as logged:
+            assert (await b.ask(question)).provider == "q"
+        assert b.states == ["uncertain", "settled"]
+        assert "canarytext" not in repr(logged)
+
+    asyncio.run(main())
+
+
+def test_at_most_the_cap_is_in_flight_and_waiting_ends_with_the_deadline(books: Books, question: Question) -> None:
+    async def main() -> None:
+        release, asked = asyncio.Event(), asyncio.Semaphore(0)
+
+        async def wait(_: Question) -> Answer:
+            asked.release()
+            await release.wait()
+            return ANSWER
+
+        provider = ScriptedProvider("p", "claude-haiku-5-5", [wait])
+        b = books([provider], max_in_flight=2)
+        served = [asyncio.create_task(b.ask(question)) for _ in range(2)]
+        await asked.acquire()
+        await asked.acquire()
+        with pytest.raises(FrontierUnavailable) as caught:
+            await b.ask(question, within=0.15)
+        assert caught.value.reason == "deadline"
+        assert len(provider.asked) == b.chain.status()[0]["in_flight"] == 2
+        third = asyncio.create_task(b.ask(question))
+        release.set()
+        assert [(await task).label for task in (*served, third)] == ["card_arrival"] * 3
+
+    asyncio.run(main())
+
+
+def test_status_and_configured_name_the_providers_in_order(books: Books, question: Question) -> None:
+    async def main() -> None:
+        first = ScriptedProvider("a", "claude-haiku-5-5", [Unavailable("x")])
+        b = books([first, ScriptedProvider("b", "gpt-6-luna", [ANSWER])])
+        await b.ask(question)
+        assert b.chain.configured() == [("a", "claude-haiku-5-5"), ("b", "gpt-6-luna")]
+        status = b.chain.status()
+        assert [(s["name"], s["breaker"], s["last_error"], s["calls"]) for s in status] == [
+            ("a", "closed", "Unavailable", 1),
+            ("b", "closed", None, 1),
+        ]
+        await b.chain.close()
+        assert first.closed
+
+    asyncio.run(main())
+
+
+def test_over_mixed_faults_the_books_equal_the_simulators_bill(
+    provider_on: On, books: Books, question: Question
+) -> None:
+    """Attempts that saw their usage: to the nano-dollar. The others: uncertain or estimated, above what was charged."""
+    menu = ["ok"] * 8 + [
+        "429",
+        "500",
+        "529",
+        "reset",
+        "malformed",
+        "empty",
+        "out_of_set",
+        "refusal",
+        "no_usage",
+        "prose",
+    ]
+
+    async def main() -> None:
+        draw = random.Random(5)
+        prices = PriceTable.load()
+        with structlog.testing.capture_logs():
+            async with Simulator() as sim:
+                b = books([provider_on(sim, "anthropic"), provider_on(sim, "openai")], prices=prices)
+                for index in range(300):
+                    sim.fail_next([draw.choice(menu)])
+                    asking = asyncio.create_task(b.ask(question, index=index))
+                    if index % 25 == 7:
+                        await sim.wait_for(calls=sim.calls + 1)
+                        asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+                await b.chain.close()
+        attempts = b.ledger.attempts.values()
+        assert len(attempts) == sim.calls > 300
+        charged = sum(
+            prices.cost_nano(
+                name.split()[1], Usage(**{k: line[k] for k in ("input", "cache_read", "cache_write_5m", "output")})
+            )
+            or 0
+            for name, line in sim.bill.items()
+            if " " in name
+        )
+        known = sum(
+            a.cost_nano for a in attempts if a.state == "settled" and a.outcome and not a.outcome.usage.estimated
+        )
+        bounded = sum(a.cost_nano for a in attempts) - known
+        assert known <= charged <= known + bounded
+        seen = sum(a.outcome.usage.input for a in attempts if a.state == "settled" and not a.outcome.usage.estimated)
+        calls = sum(line["calls"] for line in sim.bill.values())
+        per_call = sum(line["input"] for line in sim.bill.values()) / calls
+        clear = sum(1 for a in attempts if a.state == "settled" and not a.outcome.usage.estimated)
+        assert seen == per_call * clear  # every call shows the same text, so each is the same bill
+
+    asyncio.run(main())
