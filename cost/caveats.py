@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,6 +14,9 @@ from cost.crossover import Hardware, Traffic
 from cost.headline import rounded, usd
 from cost.prices import PriceTable
 from cost.tally import Spend
+
+if TYPE_CHECKING:
+    from cost.report import CrossoverLine
 
 ENOUGH_DAYS = 14  # of traffic, for a monthly figure without --volume
 STALE_DAYS = 60  # after which list prices are doubted
@@ -69,8 +73,20 @@ def assumptions(
         found.append(
             f"No interval is shown: the ledger spans {span(days)}, it takes {ENOUGH_DAYS} to see how days differ.{need}"
         )
-    else:
-        found.append("No interval is shown: the spread between days is not computed yet.")
+    return found
+
+
+def intervals(lines: Sequence[CrossoverLine]) -> list[str]:
+    """How sure the crossover is, for each machine that has an interval."""
+    found = []
+    for line in lines:
+        if line.interval is None:
+            continue
+        low, high = ("never" if v is None else rounded(v) for v in (line.interval.low, line.interval.high))
+        text = (
+            f"{line.hardware.name}: the crossover is between {low} and {high} requests a month in 90% of resampled days"
+        )
+        found.append(text + (f"; in {line.interval.never:.0%} there is none." if line.interval.never else "."))
     return found
 
 

@@ -186,9 +186,12 @@ class Ledger:
             self._in_hand = len(group)
             books = [job for job in group if not isinstance(job.work, Intent)]
             paid = [job for job in group if isinstance(job.work, Intent)]
-            self._report(self._commit(books, "NORMAL"))
-            self._report(self._commit(paid, "FULL"))
+            done = self._commit(books, "NORMAL")
+            self._in_hand = len(paid)
+            self._report(done)
+            done = self._commit(paid, "FULL")
             self._in_hand = 0
+            self._report(done)
         self._db.close()
 
     def _take(self) -> tuple[list[_Job], bool]:

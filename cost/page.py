@@ -13,9 +13,9 @@ from cost.report import Report
 from cost.terminal import crossover_cells, crossover_columns, money_lines, ms
 
 _STYLE = """
-:root{--paper:#fff;--ink:#1f2328;--soft:#59636e;--line:#e3e5e8;--tint:#f6f7f9;--accent:#0072b2;--warn:#fff4e0;--edge:#d55e00}
+:root{--paper:#fff;--ink:#1f2328;--soft:#59636e;--line:#e3e5e8;--tint:#f6f7f9;--warn:#fff4e0;--edge:#d55e00}
 @media(prefers-color-scheme:dark){:root{--paper:#15181d;--ink:#e8e8e8;--soft:#a0a8b2;--line:#33383f;--tint:#1c2026;
---accent:#56b4e9;--warn:#33271a;--edge:#ff8a3d}.light{display:none!important}}
+--warn:#33271a;--edge:#ff8a3d}.light{display:none!important}}
 @media(prefers-color-scheme:light){.dark{display:none!important}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.5 "Helvetica Neue",Helvetica,Arial,sans-serif}
@@ -30,7 +30,8 @@ padding:.6rem .9rem;margin:.5rem 0;border-radius:0 4px 4px 0}
 th{font-weight:normal;color:var(--soft);font-size:.85rem}th,td{text-align:right;padding:.4rem .6rem;
 border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left;padding-left:0;
 white-space:normal}tr.sub td{color:var(--soft);font-size:.92rem}tr.sum td{font-weight:600}
-figure{margin:2rem 0}figcaption{color:var(--soft);font-size:.85rem}figure svg{width:100%;height:auto}ul{padding-left:1.1rem;color:var(--soft);font-size:.92rem}
+figure{margin:2rem 0}figcaption{color:var(--soft);font-size:.85rem}figure svg{width:100%;height:auto}
+ul{padding-left:1.1rem;color:var(--soft);font-size:.92rem}
 footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
 """
 

@@ -13,6 +13,7 @@ from cost import caveats, crossover, tally
 from cost.api_only import ApiOnly, api_only
 from cost.crossover import DAYS, Crossing, Hardware, Traffic
 from cost.headline import headline
+from cost.interval import Day, Interval, days_of, interval
 from cost.prices import PriceTable
 from cost.schema import connect_readonly
 from cost.tally import Group, GroupLine, SourceLine, Spend, StageLine
@@ -34,6 +35,7 @@ class CrossoverLine(msgspec.Struct, frozen=True):
     crossing_with_ops: Crossing | None
     saving_nano: int | None
     saving_with_ops_nano: int | None
+    interval: Interval | None = None  # of `crossing.last`, 90 %; None below 14 days of traffic
 
     @property
     def per_day(self) -> float | None:
@@ -62,7 +64,6 @@ class Report(msgspec.Struct, frozen=True):
     crossover: list[CrossoverLine]
     volume: int | None
     volume_basis: str
-    interval: None  # of the crossover; none is claimed yet, `assumptions` says why
     price_version: str
     simulated: bool
     warnings: list[str]
@@ -113,7 +114,8 @@ def _build(
     api = api_only(db, since, prices)
     traffic = tally.traffic(db, since, api)
     machines = _machines(db, since, hardware or DEFAULTS)
-    lines = [] if traffic is None else [_line(traffic, machine, volume) for machine in machines]
+    observed = days_of(db, since, api) if days >= caveats.ENOUGH_DAYS else []
+    lines = [] if traffic is None else [_line(traffic, machine, volume, observed) for machine in machines]
     simulated = spend.simulated_nano > 0
     report = Report(
         headline="",
@@ -135,16 +137,17 @@ def _build(
         crossover=lines,
         volume=volume,
         volume_basis=basis,
-        interval=None,
         price_version=prices.version,
         simulated=simulated,
         warnings=caveats.warnings(prices, spend, now, api),
-        assumptions=caveats.assumptions(prices, traffic, machines, days, basis, api) if inputs else [],
+        assumptions=caveats.assumptions(prices, traffic, machines, days, basis, api) + caveats.intervals(lines)
+        if inputs
+        else [],
     )
     return msgspec.structs.replace(report, headline=headline(report))
 
 
-def _line(traffic: Traffic, machine: Hardware, volume: int | None) -> CrossoverLine:
+def _line(traffic: Traffic, machine: Hardware, volume: int | None, observed: Sequence[Day]) -> CrossoverLine:
     staffed = msgspec.structs.replace(traffic, ops_nano=caveats.OPS_NANO)
     return CrossoverLine(
         machine,
@@ -152,6 +155,7 @@ def _line(traffic: Traffic, machine: Hardware, volume: int | None) -> CrossoverL
         crossover.crossing(staffed, machine),
         None if volume is None else crossover.saving_nano(traffic, machine, volume),
         None if volume is None else crossover.saving_nano(staffed, machine, volume),
+        interval(observed, traffic, machine) if observed else None,
     )
 
 

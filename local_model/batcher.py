@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -278,7 +279,9 @@ class Batcher:
         return self._isolate(texts[:middle]) + self._isolate(texts[middle:])
 
     def _die(self, error: BaseException) -> None:
-        log.critical("an engine thread died: %s", type(error).__name__, exc_info=error)
+        # Where it died, without the message: that may quote a text.
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        log.critical("an engine thread died of %s\n%s", type(error).__name__, trace)
         with self._wake:
             first, self._death = self._death is None, self._death or error
             left = [*self._queue, *(job for _, jobs in self._running.values() for job in jobs)]

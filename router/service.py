@@ -94,7 +94,9 @@ class Service:
             )
             telemetry.breaker.labels("redis").set_function(lambda: float(cache.breaker.open))
             stack.push_async_callback(cache.close)
+            await cache.check()
             self.cache = cache
+            telemetry.caching = True
 
         self.chain = Chain(
             [make_provider(name, config) for name in config.providers],

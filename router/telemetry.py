@@ -24,6 +24,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.caching = False  # whether a miss is one
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"crossover_{name}", text, labels, registry=registry)
@@ -38,7 +39,9 @@ class Telemetry:
         self.spend = counter("spend_usd", "Paid calls, in dollars", "provider", "model", "state")
         self.saved = counter("saved_usd", "What cache hits had cost when they were answered first", "task")
         self.attempts = counter("provider_attempts", "Calls to a provider", "provider", "outcome")
-        self.lookups = counter("cache_lookups", "Cache lookups", "result")
+        self.lookups = counter(
+            "cache_lookups", "Inputs by result (hit_*, miss); lookups that failed (error, corrupt)", "result"
+        )
         self.coalesced = counter("coalesced", "Inputs that shared a computation in flight")
         self.latency = Histogram(
             "crossover_latency_seconds",
@@ -82,6 +85,8 @@ class Telemetry:
                 self.coalesced.inc()
             if outcome.source == "cache":
                 self.lookups.labels(f"hit_{outcome.answered_by}").inc()
+            elif outcome.cache_us and self.caching:
+                self.lookups.labels("miss").inc()
             for stage, took in (
                 ("cache", outcome.cache_us),
                 ("queue", outcome.queue_us),

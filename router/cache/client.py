@@ -78,11 +78,11 @@ def connect(url: str) -> Redis:
         protocol=3,
         client_name="crossover",
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # owns it: closing the client closes the connections
 
 
 class RedisCache:
-    """See the module. `on_lookup(result)` is called with hit_local, hit_frontier, miss, error or corrupt."""
+    """See the module. `on_lookup` is called with "error" for a failed lookup, "corrupt" for a damaged entry."""
 
     def __init__(
         self, redis: Redis, *, ttl_s: int, lookup_s: float, on_lookup: Callable[[str], None] = lambda _result: None
@@ -99,7 +99,7 @@ class RedisCache:
 
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
         if self.breaker.open:
-            self._count("error", len(slots))
+            self._on_lookup("error")
             return [None] * len(slots)
         future: asyncio.Future[list[Entry | None]] = asyncio.get_running_loop().create_future()
         self._waiting.append((slots, future))
@@ -117,7 +117,8 @@ class RedisCache:
             found = await within(self._read(slots), self._lookup_s)
         except (RedisError, OSError, TimeoutError) as error:
             self.breaker.failed(error)
-            self._count("error", len(slots))
+            for _ in waiting:
+                self._on_lookup("error")
             found = [None] * len(slots)
         else:
             self.breaker.succeeded()
@@ -188,14 +189,17 @@ class RedisCache:
         except (RedisError, OSError, TimeoutError) as error:
             log.debug("cache_write_failed", error=type(error).__name__)
 
+    async def check(self) -> None:
+        """Ask once, at start: a Redis that is not there is not asked by the first requests."""
+        try:
+            await within(self._redis.ping(), 1.0)
+        except (RedisError, OSError, TimeoutError) as error:
+            self.breaker.trip(error)
+
     def publish(self, values: Mapping[str, bytes]) -> None:
         """Leave notes for `crossover cache` (router.cache.inspect): what the identities of today's requests are."""
         for name, value in values.items():
             self._spawn(self._quietly(self._redis.set(name, value)))
-
-    def _count(self, result: str, times: int) -> None:
-        for _ in range(times):
-            self._on_lookup(result)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -209,6 +213,7 @@ class RedisCache:
             await asyncio.wait(pending, timeout=0.5)
             for task in pending:
                 task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
         with contextlib.suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -227,7 +232,7 @@ class Breaker:
         self._spawn = spawn
         self._failures = 0
         self._since = 0.0
-        self._closed = False
+        self._closed = asyncio.Event()
 
     def failed(self, error: BaseException) -> None:
         now = time.monotonic()
@@ -235,20 +240,26 @@ class Breaker:
             self._since = now
         self._failures += 1
         enough = self._failures >= FAILURES_TO_OPEN and now - self._since >= SECONDS_TO_OPEN
-        if enough and not self.open:
-            self.open = True
-            log.warning("cache_unavailable", error=type(error).__name__, failures=self._failures)
-            self._spawn(self._recover())
+        if enough:
+            self.trip(error)
 
     def succeeded(self) -> None:
         self._failures = 0
 
+    def trip(self, error: BaseException) -> None:
+        """Open now; the log says so once, here and when it closes again."""
+        if not self.open and not self._closed.is_set():
+            self.open = True
+            log.warning("cache_unavailable", error=type(error).__name__, failures=self._failures)
+            self._spawn(self._recover())
+
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
 
     async def _recover(self) -> None:
-        while not self._closed:
-            await asyncio.sleep(PROBE_SECONDS * random.uniform(0.8, 1.2))
+        while not self._closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), PROBE_SECONDS * random.uniform(0.8, 1.2))
             try:
                 await within(self._probe(), 0.1)
             except (RedisError, OSError, TimeoutError):

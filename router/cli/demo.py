@@ -203,7 +203,11 @@ async def send(url: str, rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def show_answers(console: Console, rows: list[Row], answers: list[dict[str, Any]]) -> None:
-    table = Table("source", "label", "sure", "ms", "dollars", "text")
+    table = Table("source")
+    table.add_column("label", no_wrap=True, max_width=26)
+    for column in ("sure", "ms", "dollars"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("text", no_wrap=True)
     for source in ("local", "frontier", "cache"):
         shown = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer["source"] == source][:3]
         for row, answer in shown:
@@ -212,8 +216,8 @@ def show_answers(console: Console, rows: list[Row], answers: list[dict[str, Any]
                 answer["label"],
                 "-" if answer["confidence"] is None else f"{answer['confidence']:.2f}",
                 f"{answer['latency_ms']['total']:.1f}",
-                f"{answer['cost_usd']:.7f}",
-                row.text if len(row.text) < 40 else row.text[:37] + "...",
+                f"{answer['cost_usd']:.6f}",
+                row.text,
             )
         table.add_section()
     console.print(table)

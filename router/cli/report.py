@@ -22,7 +22,7 @@ _MULTIPLES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
 _SPANS = {"m": 1 / 1440, "h": 1 / 24, "d": 1, "w": 7}
 
 
-class Volume(click.ParamType):
+class Volume(click.ParamType[int]):
     """`2M`, `2M/month`, `70k/day`: requests a month."""
 
     name = "volume"
@@ -40,7 +40,7 @@ class Volume(click.ParamType):
         return round(volume * 730 / 24) if per == "day" else round(volume)
 
 
-class Since(click.ParamType):
+class Since(click.ParamType[int]):
     """`7d`, `12h` or a UTC date: unix microseconds."""
 
     name = "since"
@@ -134,14 +134,16 @@ def _configured(config: Path | None) -> tuple[list[Hardware] | None, PriceTable 
     if config is None:
         return None, None
     from cost.crossover import Hardware
+    from cost.prices import PriceTable
     from router.cli.options import load_or_exit
+    from router.service import price_overrides
 
     loaded = load_or_exit(config).config
     machines = [
-        Hardware(name, machine.usd_per_hour / 1e9, machine.requests_per_second or 0)
+        Hardware(name, machine.usd_per_hour, machine.requests_per_second or 0)
         for name, machine in loaded.hardware.items()
     ]
-    return machines or None, None
+    return machines or None, PriceTable.load(price_overrides(loaded))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -55,6 +56,8 @@ def run(loaded: Loaded) -> int:
     from router.telemetry import configure_logging
 
     configure_logging()
+    # uvicorn drains, and then raises the signal once more for whoever was there before it: us.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
     config = loaded.config.server

@@ -144,6 +144,12 @@ def test_the_image_runs_as_nobody_special_and_takes_signals_itself(root: Path) -
     assert "/ready" in given["HEALTHCHECK"]
 
 
+def test_no_library_in_the_image_reports_home(root: Path) -> None:
+    given = " ".join(rest for name, rest in dockerfile(root) if name == "ENV")
+    for variable in ("ORT_DISABLE_TELEMETRY=1", "HF_HUB_DISABLE_TELEMETRY=1"):
+        assert variable in given
+
+
 def test_the_image_is_told_nothing_the_command_does_not_know(root: Path) -> None:
     from router.cli.serve import serve
 

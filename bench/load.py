@@ -1,0 +1,212 @@
+"""A load generator on bare asyncio sockets: the same on every machine, and light enough to share the server's cores.
+
+Closed loop: each connection (kept alive) sends its next request when it has its answer. So latencies are what that many
+waiting callers see; they are not what a fixed arrival rate would see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+
+class Reply(NamedTuple):
+    """`index`: of the request; `status` 0: the connection broke, or nothing came in time. Times: perf_counter."""
+
+    index: int
+    status: int
+    body: bytes
+    started: float
+    ended: float
+
+
+class Load(NamedTuple):
+    """What one measurement saw. `answers` in the window of `seconds`; `served` counts the answers outside it too."""
+
+    answers: int
+    failures: int
+    seconds: float
+    served: int
+    p50_ms: float
+    p99_ms: float
+    generator_cores: float  # what this generator itself used, in cores
+
+    @property
+    def per_second(self) -> float:
+        return self.answers / self.seconds
+
+
+def request(url: str, body: Any, headers: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a POST of `body` as JSON."""
+    parts = urlsplit(url)
+    data = json.dumps(body).encode()
+    sent = {"Host": parts.netloc, "Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    return f"POST {parts.path or '/'} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + data
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank: the smallest of the sorted `values` that at least `share` (0 to 1) of them do not exceed."""
+    if not values:
+        return math.nan
+    return values[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def measure(
+    url: str,
+    requests: Sequence[bytes],
+    *,
+    connections: int,
+    seconds: float,
+    warmup: float = 1.0,
+    accept: Callable[[Reply], bool],
+    patience: float = 60.0,
+) -> Load:
+    """Send `requests` round and round, for `warmup` uncounted seconds and then `seconds` counted ones."""
+    used, begun = time.process_time(), time.perf_counter()
+    replies = send(url, itertools.cycle(requests), connections=connections, seconds=warmup + seconds, patience=patience)
+    cores = (time.process_time() - used) / (time.perf_counter() - begun)
+    since = begun + warmup
+    return summary(replies, accept, since, since + seconds, cores)
+
+
+def burst(url: str, requests: Sequence[bytes], *, connections: int, accept: Callable[[Reply], bool]) -> Load:
+    """Send `requests` once, all of them counted: for servers too slow for a window."""
+    used, begun = time.process_time(), time.perf_counter()
+    replies = send(url, requests, connections=connections, patience=120.0)
+    ended = time.perf_counter()
+    return summary(replies, accept, begun, ended, (time.process_time() - used) / (ended - begun))
+
+
+def summary(replies: Sequence[Reply], accept: Callable[[Reply], bool], since: float, until: float, cores: float) -> Load:
+    """Rate and latencies of the replies that came in the window; failures and `served` of all."""
+    good = [reply for reply in replies if reply.status == 200 and accept(reply)]
+    counted = [reply for reply in good if since <= reply.ended <= until]
+    took = sorted((reply.ended - reply.started) * 1000 for reply in counted)
+    return Load(
+        answers=len(counted),
+        failures=len(replies) - len(good),
+        seconds=until - since,
+        served=len(good),
+        p50_ms=percentile(took, 0.50),
+        p99_ms=percentile(took, 0.99),
+        generator_cores=cores,
+    )
+
+
+def send(
+    url: str, requests: Iterable[bytes], *, connections: int, seconds: float | None = None, patience: float = 60.0
+) -> list[Reply]:
+    """All replies, until `requests` end or `seconds` are over; then what is in flight is waited for (`patience`)."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_send(url, iter(requests), connections, seconds, patience))
+
+
+async def _send(
+    url: str, requests: Iterator[bytes], connections: int, seconds: float | None, patience: float
+) -> list[Reply]:
+    parts = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    until = math.inf if seconds is None else time.perf_counter() + seconds
+    numbered = enumerate(requests)
+    replies: list[Reply] = []
+    open_now: set[_Caller] = set()
+
+    def take() -> tuple[int, bytes] | None:
+        return next(numbered, None) if time.perf_counter() < until else None
+
+    async def caller() -> None:
+        over = False
+        while not over:  # a broken connection is opened again
+            _, protocol = await loop.create_connection(lambda: _Caller(take, replies.append), parts.hostname, parts.port)
+            open_now.add(protocol)
+            over = await protocol.over
+            open_now.discard(protocol)
+
+    limit = patience if seconds is None else seconds + patience
+    callers = [asyncio.create_task(caller()) for _ in range(connections)]
+    done, late = await asyncio.wait(callers, timeout=limit)
+    for protocol in open_now:
+        protocol.give_up()
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in done:
+        task.result()  # raises what kept it from connecting
+    return replies
+
+
+class _Caller(asyncio.Protocol):
+    """One connection: request, answer, request, … `over` tells whether there was nothing left to send."""
+
+    def __init__(self, take: Callable[[], tuple[int, bytes] | None], deliver: Callable[[Reply], None]) -> None:
+        self._take, self._deliver = take, deliver
+        self._buffer = b""
+        self._index: int | None = None  # of the request in flight
+        self._started = 0.0
+        self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._next()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        try:
+            status, length = parse_head(head)
+        except ValueError:
+            self._transport.abort()
+            return
+        if len(body) >= length:
+            self._buffer = b""
+            self._ended(status, body)
+            self._next()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended(0, b"")
+        if not self.over.done():
+            self.over.set_result(False)
+
+    def give_up(self) -> None:
+        self._ended(0, b"")
+        self._transport.abort()
+
+    def _next(self) -> None:
+        taken = self._take()
+        if taken is None:
+            self.over.set_result(True)
+            self._transport.close()
+            return
+        self._index, data = taken
+        self._started = time.perf_counter()
+        self._transport.write(data)
+
+    def _ended(self, status: int, body: bytes) -> None:
+        if self._index is not None:
+            self._deliver(Reply(self._index, status, body, self._started, time.perf_counter()))
+            self._index = None
+
+
+def parse_head(head: bytes) -> tuple[int, int]:
+    """(status, Content-Length) of a response. Raises `ValueError`: not HTTP, or of unknown length."""
+    first, _, fields = head.partition(b"\r\n")
+    version, status, *_ = first.split(b" ")
+    if not version.startswith(b"HTTP/1."):
+        raise ValueError("not HTTP/1")
+    for line in fields.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(status), int(value)
+    raise ValueError("no Content-Length")

@@ -1,0 +1,109 @@
+"""`crossover report` and `crossover ledger`, as somebody types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cost.types import Outcome, Usage
+from router.cli import cli
+from router.cli.report import Since, Volume
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def path(books: Make, row: Make, intent: Make) -> Path:
+    call = (intent("req_1"), Outcome("settled", "gpt-6-luna", Usage(input=100, output=4), 12_000, "2026-11-21"))
+    answered = row(
+        "req_1", source="frontier", cost_nano=12_000, text_digest=b"\xab", total_us=10**9, label="card_arrival"
+    )
+    written: Path = books([answered, row("req_2")], [call])
+    return written
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="crossover")
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_report_is_text_json_page_and_picture(path: Path, tmp_path: Path) -> None:
+    files = ("--html", tmp_path / "new" / "r.html", "--png", tmp_path / "r.png")
+    code, out, err = run("report", "--ledger", path, "--volume", "2M/month", "--by", "task", *files)
+    assert (code, "At 2 million requests a month" in out) == (0, True)
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert "</html>" in (tmp_path / "new" / "r.html").read_text()
+    assert "wrote" in err
+    code, out, _ = run("report", "--ledger", path, "--json")
+    assert (code, json.loads(out)["inputs"]) == (0, 2)
+
+
+def test_the_ledger_is_found_through_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSOVER_LEDGER__PATH", str(path))
+    assert run("ledger", "verify") == (0, f"{path}: the books add up\n", "")
+
+
+def test_no_ledger_is_a_usage_error_that_says_what_to_do(tmp_path: Path) -> None:
+    code, _, err = run("report", "--ledger", tmp_path / "absent.db")
+    assert (code, "--ledger" in err) == (2, True)
+
+
+def test_a_request_is_shown_with_its_calls(path: Path) -> None:
+    code, out, _ = run("ledger", "show", "req_1", "--ledger", path)
+    assert code == 0
+    for text in ("card_arrival", "paid call", "gpt-6-luna", "$0.000012"):
+        assert text in out
+    code, out, _ = run("ledger", "show", "req_1", "--ledger", path, "--json")
+    found = json.loads(out)
+    assert (found["inputs"][0]["text_digest"], found["attempts"][0]["cost_nano"]) == ("ab", 12_000)
+    code, _, err = run("ledger", "show", "req_9", "--ledger", path)
+    assert (code, "req_9" in err) == (1, True)
+
+
+def test_books_that_do_not_add_up_exit_1(path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE spend SET nano = 1")
+    db.close()
+    code, out, _ = run("ledger", "verify", "--ledger", path)
+    assert (code, "error: spend" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "volume"),
+    [("2M", 2_000_000), ("2M/month", 2_000_000), ("70k/day", 2_129_167), ("1_500", 1500), ("1.5b", 1_500_000_000)],
+)
+def test_volumes_are_written_as_people_write_them(text: str, volume: int) -> None:
+    assert Volume().convert(text, None, None) == volume
+
+
+def test_a_date_is_utc() -> None:
+    assert Since().convert("2026-11-21", None, None) == 1_795_219_200_000_000
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--volume", "lots"), ("--volume", "0"), ("--since", "yesterday"), ("--volume", "..")]
+)
+def test_nonsense_is_a_usage_error(path: Path, arguments: tuple[str, str]) -> None:
+    assert run("report", "--ledger", path, *arguments)[0] == 2
+
+
+def test_neither_command_loads_a_model_or_a_web_framework(path: Path) -> None:
+    code = (
+        "import sys; from router.cli import cli\n"
+        "for words in (['report', '--json'], ['ledger', 'verify']):\n"
+        "    try: cli([*words, '--ledger', sys.argv[1]], standalone_mode=False)\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "print(sorted({'torch', 'transformers', 'litestar', 'onnxruntime', 'altair', 'anthropic'} & set(sys.modules)))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

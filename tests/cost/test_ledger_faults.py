@@ -1,0 +1,257 @@
+"""What the ledger promises when the disk, the file, another process or the power button does not play along."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cost.ledger import Ledger
+from cost.schema import connect_readonly
+from cost.types import LedgerError, LedgerUnwritable, Outcome
+from cost.verify import verify
+
+Make = Callable[..., Any]
+
+WRITER = """
+import asyncio, itertools, os, sys, time
+from cost.ledger import Ledger
+from cost.types import InputRow, Intent, Outcome
+async def main(path, name):
+    ledger = Ledger.open(path)
+    async def worker(w):
+        for i in itertools.count():
+            request, now = f"{name}-{w}-{i}", int(time.time() * 1e6)
+            cost = 0
+            if i % 3 == 0:
+                attempt = await ledger.reserve(Intent(request, 0, now, "t", "k", "p", "m", 1000))
+                os.write(1, f"reserved {request}\\n".encode())
+                if i % 2:
+                    await ledger.settle(attempt, Outcome("settled", cost_nano=10))
+                    cost = 10
+            await ledger.record([InputRow(request, 0, now, "t", "k", "local", label="x" * 300, cost_nano=cost)])
+            os.write(1, f"answered {request}\\n".encode())
+    await asyncio.gather(*map(worker, range(8)))
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_kill_9_loses_no_answered_request_and_no_reservation(tmp_path: Path, process: Make) -> None:
+    path = tmp_path / "l.db"
+    acknowledged: dict[str, set[str]] = {"answered": set(), "reserved": set()}
+    for kill in range(10):
+        child = process(WRITER, str(path), f"k{kill}")
+        for _ in range(40 + 37 * kill):
+            kind, request = child.stdout.readline().split()
+            acknowledged[kind].add(request)
+        child.kill()
+        for line in child.stdout.read().splitlines():
+            if len(line.split()) == 2:
+                kind, request = line.split()
+                acknowledged[kind].add(request)
+        child.wait()
+        assert [f for f in verify(path) if f.severity == "error"] == []
+    Ledger.open(path).close()
+    with sqlite3.connect(path) as db:
+        rows = {request for (request,) in db.execute("SELECT request_id FROM inputs")}
+        attempts = {request for (request,) in db.execute("SELECT request_id FROM attempts")}
+        states = dict(db.execute("SELECT state, min(cost_nano) FROM attempts GROUP BY state"))
+    db.close()
+    assert acknowledged["answered"] <= rows
+    assert acknowledged["reserved"] <= attempts
+    assert states == {"settled": 10, "uncertain": 1000}  # what was open keeps its upper bound
+    assert [f for f in verify(path) if f.severity == "error"] == []
+
+
+FULL = """
+import asyncio, os, resource, signal, sys
+from cost.ledger import Ledger
+from cost.types import InputRow, Intent, LedgerUnwritable
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+async def main(path):
+    ledger = Ledger.open(path)
+    async def record(i):
+        await ledger.record([InputRow(f"r{i}", 0, 1, "t", "k", "local", label="x" * 1000)])
+    await record(-1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path + "-wal") + 30_000, hard))
+    written = 0
+    try:
+        while written < 1000:
+            await record(written)
+            written += 1
+    except LedgerUnwritable:
+        pass
+    assert 0 < written < 1000 and not ledger.writable, written
+    try:
+        await ledger.reserve(Intent("paid", 0, 1, "t", "k", "p", "m", 1000))
+    except LedgerUnwritable:
+        print("no paid call", flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    await record("again")
+    assert ledger.writable
+    ledger.close()
+    print(written + 2, flush=True)
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_a_full_disk_refuses_paid_calls_and_is_over_when_there_is_room_again(tmp_path: Path, process: Make) -> None:
+    path = tmp_path / "l.db"
+    child = process(FULL, str(path))
+    assert child.stdout.readline() == "no paid call\n"
+    written = int(child.stdout.readline())
+    assert child.wait() == 0
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM inputs").fetchone() == (written,)
+    db.close()
+    assert verify(path) == []
+
+
+def test_a_file_locked_by_another_process_is_waited_for_only_so_long(tmp_path: Path, row: Make, intent: Make) -> None:
+    async def main() -> None:
+        ledger = Ledger.open(tmp_path / "l.db", busy_ms=50)
+        other = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerUnwritable, match="locked"):
+            await ledger.reserve(intent("a"))
+        assert not ledger.writable
+        with pytest.raises(LedgerUnwritable):
+            await ledger.record([row("lost")])
+        other.execute("ROLLBACK")
+        other.close()
+        await ledger.record([row("kept")])
+        assert ledger.writable
+        ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_caller_waits_no_longer_than_its_patience_and_no_money_stays_set_aside(
+    tmp_path: Path, row: Make, intent: Make
+) -> None:
+    async def main() -> None:
+        ledger = Ledger.open(tmp_path / "l.db", busy_ms=30_000, patience_s=0.05, room=3)
+        other = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerUnwritable, match="took over"):
+            await ledger.reserve(intent("a"))
+        crowd = await asyncio.gather(*(ledger.record([row(f"r{i}")]) for i in range(5)), return_exceptions=True)
+        assert all(isinstance(result, LedgerUnwritable) for result in crowd)
+        assert any("calls wait" in str(result) for result in crowd)
+        other.execute("ROLLBACK")
+        other.close()
+        ledger.close()
+
+    asyncio.run(main())
+    db = connect_readonly([tmp_path / "l.db"])
+    assert db.execute("SELECT count(*) FROM attempts WHERE state = 'reserved'").fetchone() == (0,)
+    db.close()
+    assert [f for f in verify(tmp_path / "l.db") if f.severity == "error"] == []
+
+
+READONLY = """
+import os, sys
+from pathlib import Path
+from cost.ledger import Ledger
+from cost.types import LedgerUnwritable
+from cost.verify import verify
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    Ledger.open(sys.argv[1])
+except LedgerUnwritable as error:
+    print(error, flush=True)
+print(verify(Path(sys.argv[1])), flush=True)
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter, unlike pytest's."""
+    path = Path(tempfile.mkdtemp())
+    yield path
+    path.chmod(0o755)
+    shutil.rmtree(path)
+
+
+def test_a_read_only_ledger_can_be_verified_but_not_opened_for_writing(
+    open_folder: Path, books: Make, row: Make, process: Make
+) -> None:
+    path = Path(shutil.copy(books([row("r")]), open_folder / "l.db"))
+    path.chmod(0o444)
+    open_folder.chmod(0o555)
+    child = process(READONLY, str(path))
+    assert "can't be opened for writing" in child.stdout.readline()
+    assert child.stdout.readline() == "[]\n"
+    assert child.wait() == 0
+
+
+@pytest.mark.parametrize("kind", ["garbage", "newer", "foreign"])
+def test_a_file_that_is_no_ledger_of_ours_is_refused_and_left_as_it_is(tmp_path: Path, books: Make, kind: str) -> None:
+    path = tmp_path / "x.db"
+    if kind == "garbage":
+        path.write_bytes(b"not a database at all " * 400)
+    else:
+        if kind == "newer":
+            shutil.copy(books(), path)
+        db = sqlite3.connect(path)
+        db.execute("PRAGMA user_version = 99" if kind == "newer" else "CREATE TABLE t (x)")
+        db.commit()
+        db.close()
+    before = path.read_bytes()
+    said = {"garbage": "not a readable ledger", "newer": "schema 99", "foreign": "another program"}[kind]
+    with pytest.raises(LedgerError, match=said):
+        Ledger.open(path)
+    with pytest.raises(LedgerError, match=said):
+        connect_readonly([path])
+    assert [finding.check for finding in verify(path)] == ["open"]
+    assert path.read_bytes() == before
+
+
+def test_damage_within_the_file_is_found(books: Make, row: Make) -> None:
+    path = books([row(f"r{i}", label="y" * 200) for i in range(200)])
+    content = bytearray(path.read_bytes())
+    for at in range(8192, len(content), 4096):
+        content[at : at + 64] = os.urandom(64)
+    path.write_bytes(content)
+    assert {finding.check for finding in verify(path)} == {"integrity"}
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ("UPDATE spend SET nano = nano + 1", "spend"),
+        ("UPDATE attempts SET cost_nano = cost_nano + 1", "spend"),
+        ("UPDATE inputs SET cost_nano = 12", "cost"),
+        ("UPDATE inputs SET cost_nano = -1, local_nano = -1", "negative"),
+        ("UPDATE attempts SET state = 'paid'", "state"),
+        ("DELETE FROM attempts", "orphan"),
+    ],
+)
+def test_books_that_do_not_add_up_are_a_finding(books: Make, row: Make, intent: Make, change: str, check: str) -> None:
+    answered = row("r", source="frontier", cost_nano=11, local_nano=1, total_us=10**15)
+    path = books([answered], [(intent("r"), Outcome("settled", cost_nano=10))])
+    assert verify(path) == []
+    with sqlite3.connect(path) as db:
+        db.execute(change)
+    db.close()
+    assert check in [finding.check for finding in verify(path) if finding.severity == "error"]
+
+
+def test_a_live_file_can_be_verified(tmp_path: Path, row: Make, intent: Make) -> None:
+    async def main() -> None:
+        ledger = Ledger.open(tmp_path / "l.db")
+        await ledger.record([row("r")])
+        await ledger.reserve(intent("s"))
+        assert await asyncio.to_thread(verify, tmp_path / "l.db") == []
+        ledger.close()
+
+    asyncio.run(main())

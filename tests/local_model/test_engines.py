@@ -1,0 +1,226 @@
+"""Any sequence classifier from a folder, on both engines; and what happens when building goes wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from local_model import encoder, onnx_engine, tokenize
+from local_model.engines import open_engine
+from local_model.model import LocalModel, ModelSettings, TaskSpec
+from local_model.onnx_engine import OnnxEngine, artifact
+from local_model.types import LoadError
+
+TEXTS = ["the film was great", "awful", "the plot was bad and not very good " * 3]
+
+
+def quiet(_message: str) -> None: ...
+
+
+def forward(folder: Path, name: Any, cache: Path) -> Any:
+    found = encoder.find(str(folder))
+    tokens = tokenize.load(found, cache)
+    engine = open_engine(found, name=name, device="cpu", threads=2, cache_dir=cache).engine
+    return engine.forward([tokens.encode(text, truncate=True).ids for text in TEXTS])
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_a_classifier_folder_answers_on_onnx_as_in_torch(
+    kind: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Before quantization to 1e-4; after it the same label (on weights drawn wildly, so that labels are far apart)."""
+    folder = tiny_model(kind, num_labels=3)
+    found = encoder.find(str(folder))
+    torch, int8 = forward(folder, "torch", tmp_path), forward(folder, "onnx", tmp_path)
+    assert int8.logits.shape == torch.logits.shape == (3, 3)
+    assert (int8.logits.argmax(axis=1) == torch.logits.argmax(axis=1)).all()
+    assert (int8.embeddings * torch.embeddings).sum(axis=1).min() > 0.95
+
+    with onnx_engine._quiet_exporters():
+        onnx_engine.export(found, tmp_path / "fp32.onnx")
+    session = onnx_engine._session(tmp_path / "fp32.onnx")
+    tokens = tokenize.load(found, tmp_path)
+    for text, row in zip(TEXTS, torch.logits, strict=True):
+        ids = np.array([tokens.encode(text, truncate=True).ids], np.int64)
+        assert np.abs(session.run(None, {"input_ids": ids})[1][0] - row).max() < 1e-4
+
+
+def test_torch_gives_what_transformers_itself_gives(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tiny_model("bert", num_labels=3)
+    found = encoder.find(str(folder))
+    tokens = tokenize.load(found, tmp_path)
+    reference = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    ours = forward(folder, "torch", tmp_path).logits
+    for text, row in zip(TEXTS, ours, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([tokens.encode(text, truncate=True).ids])
+            assert np.abs(reference(ids).logits[0].numpy() - row).max() < 1e-4
+
+
+def test_labels_come_from_the_config_and_multi_label_models_get_sigmoids(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = {0: "plot", 1: "acting", 2: "music"}
+    folder = tiny_model("distilbert", id2label=names, label2id={}, problem_type="multi_label_classification")
+    model = LocalModel.load(
+        ModelSettings(engine="torch", device="cpu"), [TaskSpec("about", model=str(folder))], cache_dir=tmp_path
+    )
+    info = model.task("about")
+    assert info.labels == ("plot", "acting", "music")
+    assert info.multi_label
+    task = model._tasks["about"]
+    scores = task.head.probabilities(forward(folder, "torch", tmp_path))
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert not np.allclose(scores.sum(axis=1), 1, atol=1e-3)
+
+
+def test_outputs_can_be_named_in_the_config(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = str(tiny_model("bert"))
+    settings = ModelSettings(source=folder, engine="torch", device="cpu")
+    model = LocalModel.load(settings, [TaskSpec("mood", labels=("bad", "good"))], cache_dir=tmp_path)
+    assert model.task("mood").labels == ("bad", "good")
+    with pytest.raises(LoadError, match="2 outputs"):
+        LocalModel.load(settings, [TaskSpec("mood", labels=("one", "two", "three"))], cache_dir=tmp_path)
+
+
+def test_an_export_that_fails_falls_back_to_torch_and_says_so_loudly(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> int:
+        raise RuntimeError("this operator has no ONNX form\n" + "a page of details\n" * 99)
+
+    monkeypatch.setattr(onnx_engine, "export", broken)
+    source = str(tiny_model("bert"))
+    model = LocalModel.load(ModelSettings(device="cpu"), [TaskSpec("mood", model=source)], cache_dir=tmp_path)
+    status = model.status()
+    assert status["encoders"][0]["kind"] == "torch-fp32"
+    assert "no ONNX form" in status["notes"][0]
+    assert "details" not in status["notes"][0]
+    assert "can't be exported" in caplog.text
+    assert not list((tmp_path / "onnx").glob("*/")), "nothing half made is left behind"
+
+
+def test_the_int8_model_is_built_once_and_found_again(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    found = encoder.find(str(tiny_model("bert")))
+    said: list[str] = []
+    first, _ = artifact(found, tmp_path, said.append)
+    assert said
+    said.clear()
+    second, notes = artifact(found, tmp_path, said.append)
+    assert (first, said, notes) == (second, [], ())
+    manifest = json.loads((first / "manifest.json").read_text())
+    assert manifest["encoder"] == found.digest
+    assert manifest["sha256"] == encoder.sha256_file(first / "model.onnx")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest"])
+def test_a_damaged_int8_model_is_built_again_and_says_so(
+    damage: str, tiny_model: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = encoder.find(str(tiny_model("bert")))
+    folder, _ = artifact(found, tmp_path, quiet)
+    file = folder / "model.onnx"
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "truncate":
+        file.write_bytes(data[:100])
+    else:
+        (folder / "manifest.json").unlink()
+    again = OnnxEngine(found, threads=1, cache_dir=tmp_path, progress=quiet)
+    assert "built again" in again.notes[0]
+    assert "built again" in caplog.text
+    assert again.forward([[2, 5, 3]]).embeddings.shape == (1, 32)
+    assert OnnxEngine(found, threads=1, cache_dir=tmp_path, progress=quiet).notes == ()
+
+
+def test_processes_that_start_together_build_once(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = str(tiny_model("bert"))
+    script = (
+        "import sys; from pathlib import Path; from local_model import encoder; "
+        "from local_model.onnx_engine import artifact; "
+        "sys.stdin.readline(); artifact(encoder.find(sys.argv[1]), Path(sys.argv[2]), print)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, source, str(tmp_path / "c")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        outputs.append(process.communicate(timeout=120)[0])
+        assert process.returncode == 0
+    assert sum("exporting" in output for output in outputs) == 1
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(
+    tiny_model: Callable[..., Path], edit_json: Callable[..., None], tmp_path: Path
+) -> None:
+    folder = tiny_model("bert", classifier=False)
+    edit_json(folder / "config.json", architectures=["BertForSequenceClassification"])
+    with pytest.raises(LoadError, match="do not fit"):
+        forward(folder, "torch", tmp_path)
+
+
+def test_onnx_on_a_gpu_is_refused_with_the_way_out(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match='engine = "torch"'):
+        open_engine(encoder.find(str(tiny_model("bert"))), name="onnx", device="cuda", cache_dir=tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(LoadError, match="no CUDA device"):
+        open_engine(encoder.find(str(tiny_model("bert"))), name="torch", device="cuda", cache_dir=tmp_path)
+
+
+@pytest.mark.gpu
+def test_on_cuda_bf16_answers_stay_close_to_fp32_alone_and_in_company(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    folder = tiny_model("bert", num_labels=3)
+    found = encoder.find(str(folder))
+    tokens = tokenize.load(found, tmp_path)
+    ids = [tokens.encode(text, truncate=True).ids for text in TEXTS]
+    reference = open_engine(found, name="torch", device="cpu", cache_dir=tmp_path).engine.forward(ids)
+    engine = open_engine(found, device="cuda", cache_dir=tmp_path).engine
+    assert engine.kind == "torch-bf16"
+    together = engine.forward(ids)
+    alone = np.concatenate([engine.forward([row]).embeddings for row in ids])
+    assert (together.embeddings * reference.embeddings).sum(axis=1).min() > 0.99
+    assert (together.embeddings * alone).sum(axis=1).min() > 0.999
+    assert engine.status()["device_memory"]["allocated"] > 0
+
+
+def test_importing_the_package_imports_no_giant() -> None:
+    script = (
+        "import sys, local_model.model, local_model.fake; "
+        "print([name for name in ('torch', 'transformers', 'onnxruntime', 'sklearn') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,328 @@
+"""The cache on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from router.cache import inspect, keys
+from router.cache.client import RedisCache, Slot, connect, within
+from router.cache.embedded import EmbeddedRedis
+from router.cache.entry import Entry, encode
+
+LABELS = frozenset({"a", "b"})
+SLOT = Slot("tenant", "task", b"\x01" * 16, "identity", LABELS)
+ENTRY = Entry("", "local", 1.0, "a", 0.9, (("a", 0.9), ("b", 0.1)), "m", 5, 7, False)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), 16) as server:
+        yield server
+
+
+@pytest.fixture
+def raw(server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """A plain client, to look and to tamper."""
+    with redis.Redis(unix_socket_path=str(server.socket)) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+def with_cache(url: str, scenario: Callable[[RedisCache, list[str]], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        results: list[str] = []
+        settings = {"ttl_s": 60, "lookup_s": 1.0, **options}
+        cache = RedisCache(connect(url), on_lookup=results.append, **settings)
+        try:
+            await scenario(cache, results)
+        finally:
+            await cache.close()
+
+    asyncio.run(main())
+
+
+async def stored(cache: RedisCache, slot: Slot = SLOT, entry: Entry = ENTRY) -> None:
+    """Store, and wait until it is there."""
+    await cache.lookup([slot])  # the generation is known from here on
+    cache.store(slot, entry)
+    while (await cache.lookup([slot]))[0] is None:
+        await asyncio.sleep(0)
+
+
+def test_what_is_stored_is_found_and_expires(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """With the configured time to live."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        (found,) = await cache.lookup([SLOT])
+        assert found is not None
+        assert (found.label, found.cost_nano) == ("a", 5)
+        (name,) = [key for key in raw.keys("co:*") if inspect.parse(key.decode())]
+        assert 0 < raw.ttl(name) <= 60
+
+    with_cache(server.url, scenario)
+
+
+@pytest.mark.parametrize("part", ["tenant", "task", "text", "identity"])
+def test_another_tenant_task_text_or_identity_is_a_miss(server: EmbeddedRedis, raw: redis.Redis, part: str) -> None:
+    """Each part of the key holds by itself."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        other = SLOT._replace(**{part: b"\x02" * 16 if part == "text" else "other"})
+        assert await cache.lookup([SLOT, other, SLOT]) != [None] * 3
+        assert (await cache.lookup([other]))[0] is None
+
+    with_cache(server.url, scenario)
+
+
+def test_lookups_of_one_turn_of_the_loop_are_one_command(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """64 callers, one MGET."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        raw.config_resetstat()
+        found = await asyncio.gather(*(cache.lookup([SLOT]) for _ in range(64)))
+        assert all(entry is not None for (entry,) in found)
+        assert raw.info("commandstats")["cmdstat_mget"]["calls"] == 1
+
+    with_cache(server.url, scenario)
+
+
+def test_a_purge_is_seen_by_the_next_lookup(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """The generation is read with every lookup: what was stored before is gone, what is stored after is found."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        inspect.purge(raw, [], ["task"])
+        assert (await cache.lookup([SLOT]))[0] is None
+        await stored(cache)
+
+    with_cache(server.url, scenario)
+
+
+def test_a_flushed_redis_gets_a_new_generation(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """A missing one is made; two processes agree on it."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        raw.flushall()
+        await stored(cache)
+        other = RedisCache(connect(server.url), ttl_s=60, lookup_s=1.0)
+        assert (await other.lookup([SLOT]))[0] is not None
+        await other.close()
+
+    with_cache(server.url, scenario)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"\xff\xfe",
+        b"{}",
+        b"\x9b" + b"\x01" * 11,
+        encode(ENTRY),  # a valid entry, but of another key
+        encode(ENTRY)[:-3],
+    ],
+)
+def test_a_damaged_value_is_a_miss_counted_and_removed(server: EmbeddedRedis, raw: redis.Redis, damage: bytes) -> None:
+    """Never an exception, never an answer."""
+
+    async def scenario(cache: RedisCache, results: list[str]) -> None:
+        await stored(cache)
+        (name,) = [key for key in raw.keys("co:*") if inspect.parse(key.decode())]
+        raw.set(name, damage)
+        assert (await cache.lookup([SLOT]))[0] is None
+        assert results == ["corrupt"]
+        while raw.exists(name):
+            await asyncio.sleep(0)
+
+    with_cache(server.url, scenario)
+
+
+def test_a_value_of_another_type_is_a_miss(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """A list where a string belongs."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        (name,) = [key for key in raw.keys("co:*") if inspect.parse(key.decode())]
+        raw.delete(name)
+        raw.lpush(name, "x")
+        assert (await cache.lookup([SLOT]))[0] is None
+
+    with_cache(server.url, scenario)
+
+
+def test_a_full_redis_loses_the_entry_and_nothing_else(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """Out of memory is an error reply to SET; nobody notices."""
+    before = raw.config_get("maxmemory*")
+    raw.config_set("maxmemory-policy", "noeviction")
+    raw.config_set("maxmemory", "1")
+    try:
+
+        async def scenario(cache: RedisCache, _: list[str]) -> None:
+            assert (await cache.lookup([SLOT]))[0] is None
+            cache.store(SLOT, ENTRY)
+            assert (await cache.lookup([SLOT]))[0] is None
+
+        with_cache(server.url, scenario)
+    finally:
+        for name, value in before.items():
+            raw.config_set(name, value)
+
+
+def test_a_redis_that_is_not_there_is_a_miss_and_opens_the_breaker(tmp_path: Path) -> None:
+    """Refused at once, counted, and after a while not asked any more."""
+
+    async def scenario(cache: RedisCache, results: list[str]) -> None:
+        while not cache.breaker.open:
+            assert (await cache.lookup([SLOT]))[0] is None
+            await asyncio.sleep(0.01)
+        assert set(results) == {"error"}
+
+    with_cache(f"unix://{tmp_path}/nobody.sock", scenario)
+
+
+def test_the_breaker_closes_when_redis_answers_again(tmp_path: Path) -> None:
+    """A probe in the background finds out; no request has to."""
+    server = EmbeddedRedis(tmp_path, 16)
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        while not cache.breaker.open:
+            await cache.lookup([SLOT])
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(server.start)
+        while cache.breaker.open:
+            await asyncio.sleep(0.01)
+        await stored(cache)
+
+    try:
+        with_cache(server.url, scenario)
+    finally:
+        server.stop()
+
+
+def test_a_cancelled_lookup_never_gives_its_answer_to_another(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """The incident of redis-py in March 2023: replies must not slip to the next caller."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        slots = [SLOT._replace(text=bytes([number]) * 16) for number in range(20)]
+        for number, slot in enumerate(slots):
+            await stored(cache, slot, Entry("", "local", float(number), "a", 0.9, (), "m", number, 7, False))
+        for round_ in range(50):
+            tasks = [asyncio.create_task(cache.lookup([slot])) for slot in slots]
+            await asyncio.sleep(0)
+            for task in tasks[round_ % 3 :: 3]:
+                task.cancel()
+            for number, result in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
+                if not isinstance(result, BaseException):
+                    assert result[0] is None or result[0].cost_nano == number
+
+    with_cache(server.url, scenario)
+
+
+def test_an_answer_that_is_already_here_is_taken_although_the_loop_was_late() -> None:
+    """A stall of the event loop is not the cache's fault."""
+
+    async def main() -> str:
+        one, other = socket.socketpair()
+        _, server_side = await asyncio.open_connection(sock=one)
+        reader, client_side = await asyncio.open_connection(sock=other)
+        reading = asyncio.ensure_future(within(reader.readexactly(2), 0.01))
+        await asyncio.sleep(0)
+        server_side.write(b"ok")
+        await server_side.drain()
+        time.sleep(0.05)  # the stall
+        answer = (await reading).decode()
+        for side in (server_side, client_side):
+            side.close()
+            await side.wait_closed()
+        return answer
+
+    assert asyncio.run(main()) == "ok"
+
+
+def test_what_takes_too_long_is_cut() -> None:
+    """`within` raises TimeoutError and cancels."""
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await within(asyncio.Event().wait(), 0.01)
+
+    asyncio.run(main())
+
+
+def test_entries_survive_a_restart_of_the_embedded_server(tmp_path: Path) -> None:
+    """It saves when it is asked to end."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+
+    async def later(cache: RedisCache, _: list[str]) -> None:
+        assert (await cache.lookup([SLOT]))[0] is not None
+
+    for step in (scenario, later):
+        with EmbeddedRedis(tmp_path, 16) as server:
+            with_cache(server.url, step)
+
+
+def test_the_server_of_a_killed_owner_is_taken_over(tmp_path: Path) -> None:
+    """Not a second one beside it."""
+    import os
+
+    first = EmbeddedRedis(tmp_path, 16)
+    first.start()
+    pid = first.pid
+    assert first._lock is not None
+    os.close(first._lock)  # what the kernel does when the owner is killed
+    with EmbeddedRedis(tmp_path, 16) as second:
+        assert second.pid == pid
+    assert first._process is not None
+    first._process.wait(5)
+
+
+def test_a_second_process_shares_the_server_and_does_not_stop_it(tmp_path: Path) -> None:
+    """Only the owner does."""
+    with EmbeddedRedis(tmp_path, 16) as owner:
+        with EmbeddedRedis(tmp_path, 16) as guest:
+            assert guest.url == owner.url
+            assert guest.pid is None
+        assert owner._answers()
+
+
+def test_a_miss_is_explained_by_the_part_that_changed(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """Another head: the identity's part of that name; a purge: the generation."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+
+    with_cache(server.url, scenario)
+    import msgspec
+
+    raw.set(inspect.identity_key("identity"), msgspec.json.encode({"head": "1", "labels": "x"}))
+    raw.set(inspect.identity_key("newer"), msgspec.json.encode({"head": "2", "labels": "x"}))
+    (found,) = inspect.entries(raw)
+    generation = inspect.generation(raw, "task")
+    assert inspect.why_not(raw, found, inspect.Current("identity", "f"), generation) == []
+    (reason,) = inspect.why_not(raw, found, inspect.Current("newer", "f"), generation)
+    assert "head changed" in reason
+    (reason,) = inspect.why_not(raw, found, inspect.Current("identity", "f"), "another")
+    assert "purged" in reason
+
+
+def test_the_secret_file_is_not_the_digests_only_protection_when_configured(tmp_path: Path) -> None:
+    """A configured secret makes the same digests on every host."""
+    one = keys.load_secret("shared", tmp_path / "a")
+    other = keys.load_secret("shared", tmp_path / "b")
+    assert one == other
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,316 @@
+"""The path of one request, on fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from local_model.types import EngineFailed, NotFinite
+from providers.types import FrontierUnavailable
+from router.problems import ProblemError
+
+SURE, UNSURE = "I lost it", "hmm"
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(scenario())  # type: ignore[arg-type]
+
+
+def test_a_sure_local_answer_stands_and_asks_nobody(bench: Any) -> None:
+    """Source local, its cost is device time, one row, no escalation."""
+
+    async def scenario() -> None:
+        b = bench()
+        (outcome,) = await b.ask(SURE)
+        assert (outcome.source, outcome.label, outcome.degraded) == ("local", "lost", None)
+        assert b.frontier.asked == []
+        assert [row.source for row in b.books.rows] == ["local"]
+
+    run(scenario)
+
+
+def test_an_unsure_text_goes_to_the_frontier_and_its_answer_is_kept(bench: Any) -> None:
+    """The second time it comes from the cache, answered by the frontier, for nothing, and says what was saved."""
+
+    async def scenario() -> None:
+        b = bench()
+        (first,) = await b.ask(UNSURE)
+        (second,) = await b.ask(UNSURE)
+        assert (first.source, first.label, first.cost_nano - first.local_nano) == ("frontier", "fee", 1000)
+        assert (second.source, second.answered_by, second.cost_nano) == ("cache", "frontier", 0)
+        assert second.saved_nano == first.cost_nano
+        assert b.frontier.asked == [UNSURE]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("reason", ["budget", "deadline", "provider_unavailable", "no_provider"])
+def test_without_a_frontier_answer_the_local_label_is_marked_and_not_kept(bench: Any, reason: Any) -> None:
+    """What the attempts cost is on the row; the next request tries again."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.reply = lambda _: FrontierUnavailable(reason, "why", cost_nano=77)
+        for _ in range(2):
+            (outcome,) = await b.ask(UNSURE)
+            assert (outcome.source, outcome.degraded, outcome.label is not None) == ("local", reason, True)
+            assert outcome.cost_nano - outcome.local_nano == 77
+        assert len(b.frontier.asked) == 2
+        assert b.cache.entries == {}
+
+    run(scenario)
+
+
+def test_strict_makes_a_degraded_answer_an_error(bench: Any) -> None:
+    """Of that input only."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.reply = lambda _: FrontierUnavailable("budget", "spent")
+        sure, unsure = await b.ask(SURE, UNSURE, strict=True)
+        assert sure.label == "lost"
+        assert (unsure.label, unsure.error, unsure.degraded) == (None, "degraded", "budget")
+        assert [row.error for row in b.books.rows] == [None, "degraded"]
+
+    run(scenario)
+
+
+def test_local_by_choice_is_not_degraded(bench: Any) -> None:
+    """`route: "local"`: whatever the confidence, nobody is asked."""
+
+    async def scenario() -> None:
+        b = bench()
+        (outcome,) = await b.ask(UNSURE, route="local")
+        assert (outcome.source, outcome.degraded) == ("local", None)
+        assert b.frontier.asked == []
+
+    run(scenario)
+
+
+def test_policy_is_applied_when_an_entry_is_read(bench: Any) -> None:
+    """A local answer kept under a low threshold is a miss under a high one; the frontier's entry survives both."""
+
+    async def scenario() -> None:
+        b = bench(confidence=0.9)
+        await b.ask(SURE, threshold=0.8)
+        (stricter,) = await b.ask(SURE, threshold=0.95)
+        assert stricter.source == "frontier"
+        (again,) = await b.ask(SURE, threshold=0.95)
+        assert (again.source, again.answered_by) == ("cache", "frontier")
+        (lax,) = await b.ask(SURE, threshold=0.8)
+        assert (lax.source, lax.answered_by) == ("cache", "local")
+
+    run(scenario)
+
+
+def test_a_kept_frontier_answer_is_not_given_where_only_the_local_model_was_wanted(bench: Any) -> None:
+    """`route: "local"` means the local model's label."""
+
+    async def scenario() -> None:
+        b = bench()
+        await b.ask(UNSURE)
+        (outcome,) = await b.ask(UNSURE, route="local")
+        assert outcome.source == "local"
+
+    run(scenario)
+
+
+def test_no_cache_computes_afresh_and_no_store_keeps_nothing(bench: Any) -> None:
+    """The two directives of Cache-Control."""
+
+    async def scenario() -> None:
+        b = bench()
+        await b.ask(SURE, write_cache=False, read_cache=False)
+        assert b.cache.entries == {}
+        await b.ask(SURE)
+        (fresh,) = await b.ask(SURE, read_cache=False)
+        assert fresh.source == "local"
+
+    run(scenario)
+
+
+def test_identical_inputs_in_flight_share_one_computation(bench: Any) -> None:
+    """One is paid, the others are marked coalesced and cost nothing; each has its row."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        asks = [asyncio.create_task(b.ask(UNSURE, UNSURE)) for _ in range(3)]
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        b.frontier.hold.set()
+        outcomes = [outcome for answers in await asyncio.gather(*asks) for outcome in answers]
+        assert b.frontier.asked == [UNSURE]
+        assert sorted(outcome.coalesced for outcome in outcomes) == [False] + [True] * 5
+        assert sum(outcome.cost_nano for outcome in outcomes if outcome.coalesced) == 0
+        assert len(b.books.rows) == 6
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("difference", [{"tenant": "b"}, {"route": "local"}, {"read_cache": False}])
+def test_what_differs_is_not_shared(bench: Any, difference: dict[str, Any]) -> None:
+    """Another tenant, another route, a caller who wants it afresh: a computation of its own."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        one = asyncio.create_task(b.ask(UNSURE))
+        other = asyncio.create_task(b.ask(UNSURE, **difference))
+        while len(b.classifier.seen) < 2:
+            await asyncio.sleep(0)
+        b.frontier.hold.set()
+        outcomes = [*await one, *await other]
+        assert not any(outcome.coalesced for outcome in outcomes)
+
+    run(scenario)
+
+
+def test_a_caller_with_more_time_does_not_get_the_others_deadline(bench: Any) -> None:
+    """The impatient one is degraded; who joined it with more time has it computed again."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        hasty = asyncio.create_task(b.ask(UNSURE, seconds=0.08))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        patient = asyncio.create_task(b.ask(UNSURE, seconds=5))
+        (degraded,) = await hasty
+        b.frontier.hold.set()
+        (answered,) = await patient
+        assert degraded.degraded == "deadline"
+        assert (answered.source, answered.degraded) == ("frontier", None)
+
+    run(scenario)
+
+
+def test_a_caller_who_leaves_stops_neither_the_call_nor_those_who_wait_with_it(bench: Any) -> None:
+    """The first caller is cancelled; the second gets the answer of the call that the first began."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        leaver = asyncio.create_task(b.ask(UNSURE))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        stayer = asyncio.create_task(b.ask(UNSURE))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        b.frontier.hold.set()
+        (outcome,) = await stayer
+        assert outcome.label == "fee"
+        assert b.frontier.asked == [UNSURE]
+
+    run(scenario)
+
+
+def test_one_bad_text_hurts_nobody_else(bench: Any) -> None:
+    """Empty, too long, failing: an error for it, answers for its neighbours, in input order."""
+
+    async def scenario() -> None:
+        def fail(text: str) -> Exception | None:
+            return EngineFailed("boom") if text == "poison" else None
+
+        b = bench(max_tokens=5, fail=fail)
+        texts = [SURE, "   ", "a b c d e f g h", "poison", "the fee"]
+        outcomes = await b.ask(*texts, route="local", over_length="reject")
+        errors = [outcome.error for outcome in outcomes]
+        assert errors == [None, "empty", "over-length", "model-failed", None]
+        assert [outcome.label for outcome in outcomes] == ["lost", None, None, None, "fee"]
+
+    run(scenario)
+
+
+def test_a_text_the_local_model_fails_on_is_escalated_where_that_is_allowed(bench: Any) -> None:
+    """NaN is no confident answer."""
+
+    async def scenario() -> None:
+        b = bench(fail=lambda _: NotFinite("nan"))
+        (outcome,) = await b.ask(SURE)
+        assert (outcome.source, outcome.label) == ("frontier", "fee")
+        b.frontier.reply = lambda _: FrontierUnavailable("budget", "spent")
+        (outcome,) = await b.ask("another one lost")
+        assert (outcome.label, outcome.error) == (None, "model-failed")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("over_length", "source", "truncated"),
+    [("escalate", "frontier", False), ("truncate", "local", True), ("reject", "error", False)],
+)
+def test_a_long_text_is_escalated_truncated_or_rejected_as_configured(
+    bench: Any, over_length: str, source: str, truncated: bool
+) -> None:
+    """And never truncated silently."""
+
+    async def scenario() -> None:
+        b = bench(max_tokens=4)
+        (outcome,) = await b.ask("lost one two three four five six", over_length=over_length)
+        assert (outcome.source, outcome.truncated) == (source, truncated)
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_the_whole_request_before_anything_is_computed(bench: Any) -> None:
+    """429, and hits are still served."""
+
+    async def scenario() -> None:
+        b = bench(queue_items=2)
+        await b.ask(SURE)
+        b.classifier.hold()
+        with pytest.raises(ProblemError) as caught:
+            await b.ask("x1", "x2", "x3")
+        assert (caught.value.kind, caught.value.status) == ("overloaded", 429)
+        assert b.classifier.seen == [SURE]
+        (hit,) = await b.ask(SURE)
+        assert hit.source == "cache"
+
+    run(scenario)
+
+
+def test_books_that_cannot_be_written_do_not_stop_answers(bench: Any) -> None:
+    """The failure is reported; the chain is what stops paid calls."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.books.broken = True
+        (outcome,) = await b.ask(SURE)
+        assert outcome.label == "lost"
+        assert len(b.ledger_errors) == 1
+
+    run(scenario)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.sampled_from([SURE, UNSURE, "the fee", "when does it arrive", " ", "lost " * 9]), min_size=1, max_size=12
+    ),
+    st.lists(st.booleans(), min_size=3, max_size=3),
+)
+def test_every_input_gets_one_outcome_and_one_row_in_order(bench: Any, texts: list[str], flags: list[bool]) -> None:
+    """Whatever the mix of hits, errors, repeats and options."""
+
+    async def scenario() -> None:
+        b = bench(max_tokens=6)
+        strict, read, write = flags
+        for _ in range(2):
+            b.books.rows.clear()
+            outcomes = await b.ask(*texts, strict=strict, read_cache=read, write_cache=write)
+            assert len(outcomes) == len(b.books.rows) == len(texts)
+            assert [row.index for row in b.books.rows] == list(range(len(texts)))
+            assert all((outcome.label is None) == (outcome.error is not None) for outcome in outcomes)
+            assert all((o.error == "empty") == (not text.strip()) for o, text in zip(outcomes, texts, strict=True))
+            for text, outcome in zip(texts, outcomes, strict=True):
+                if outcome.label is not None and text in (SURE, "the fee", "when does it arrive"):
+                    assert outcome.label == {SURE: "lost", "the fee": "fee"}.get(text, "arrival")
+
+    run(scenario)
