@@ -81,12 +81,16 @@ def finish(
     not_run: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> int:
-    """Print the bars, write bench/out/NAME.json; gives the exit code: 1 if a bar does not hold."""
+    """Print notes and bars, write bench/out/NAME.json; gives the exit code: 1 if a bar does not hold."""
     out = console()
+    for note in notes:
+        out.print(f"- {note}")
     table = Table("bar", "value", "target", "holds", title=f"{name}: bars", title_justify="left")
     for bar in bars:
         value = "not measured" if bar.value is None else f"{bar.value:,.4g} {bar.unit}".strip()
-        table.add_row(bar.name, value, f"{bar.target} {bar.unit}".strip(), {True: "yes", False: "NO", None: "-"}[bar.holds])
+        table.add_row(
+            bar.name, value, f"{bar.target} {bar.unit}".strip(), {True: "yes", False: "NO", None: "-"}[bar.holds]
+        )
     out.print(table)
     for what, why in (not_run or {}).items():
         out.print(f"not run: {what}: {why}")

@@ -12,14 +12,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 
 class Reply(NamedTuple):
-    """`index`: of the request; `status` 0: the connection broke, or nothing came in time. Times: perf_counter."""
+    """`number`: of the request, from 0; `status` 0: the connection broke, or nothing came in time. Times: perf_counter."""
 
-    index: int
+    number: int
     status: int
     body: bytes
     started: float
@@ -46,7 +46,12 @@ def request(url: str, body: Any, headers: Mapping[str, str] | None = None) -> by
     """The bytes of a POST of `body` as JSON."""
     parts = urlsplit(url)
     data = json.dumps(body).encode()
-    sent = {"Host": parts.netloc, "Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
+    sent = {
+        "Host": parts.netloc,
+        "Content-Type": "application/json",
+        "Content-Length": str(len(data)),
+        **(headers or {}),
+    }
     lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
     return f"POST {parts.path or '/'} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + data
 
@@ -84,7 +89,9 @@ def burst(url: str, requests: Sequence[bytes], *, connections: int, accept: Call
     return summary(replies, accept, begun, ended, (time.process_time() - used) / (ended - begun))
 
 
-def summary(replies: Sequence[Reply], accept: Callable[[Reply], bool], since: float, until: float, cores: float) -> Load:
+def summary(
+    replies: Sequence[Reply], accept: Callable[[Reply], bool], since: float, until: float, cores: float
+) -> Load:
     """Rate and latencies of the replies that came in the window; failures and `served` of all."""
     good = [reply for reply in replies if reply.status == 200 and accept(reply)]
     counted = [reply for reply in good if since <= reply.ended <= until]
@@ -114,6 +121,7 @@ async def _send(
     url: str, requests: Iterator[bytes], connections: int, seconds: float | None, patience: float
 ) -> list[Reply]:
     parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
     loop = asyncio.get_running_loop()
     until = math.inf if seconds is None else time.perf_counter() + seconds
     numbered = enumerate(requests)
@@ -126,14 +134,14 @@ async def _send(
     async def caller() -> None:
         over = False
         while not over:  # a broken connection is opened again
-            _, protocol = await loop.create_connection(lambda: _Caller(take, replies.append), parts.hostname, parts.port)
+            _, protocol = await loop.create_connection(lambda: _Caller(take, replies.append), host, port)
             open_now.add(protocol)
             over = await protocol.over
             open_now.discard(protocol)
 
     limit = patience if seconds is None else seconds + patience
     callers = [asyncio.create_task(caller()) for _ in range(connections)]
-    done, late = await asyncio.wait(callers, timeout=limit)
+    done, late = await asyncio.wait(callers, timeout=limit, return_when=asyncio.FIRST_EXCEPTION)
     for protocol in open_now:
         protocol.give_up()
     for task in late:
@@ -150,13 +158,12 @@ class _Caller(asyncio.Protocol):
     def __init__(self, take: Callable[[], tuple[int, bytes] | None], deliver: Callable[[Reply], None]) -> None:
         self._take, self._deliver = take, deliver
         self._buffer = b""
-        self._index: int | None = None  # of the request in flight
+        self._number: int | None = None  # of the request in flight
         self._started = 0.0
         self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         self._next()
 
     def data_received(self, data: bytes) -> None:
@@ -174,7 +181,7 @@ class _Caller(asyncio.Protocol):
             self._ended(status, body)
             self._next()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._ended(0, b"")
         if not self.over.done():
             self.over.set_result(False)
@@ -189,14 +196,14 @@ class _Caller(asyncio.Protocol):
             self.over.set_result(True)
             self._transport.close()
             return
-        self._index, data = taken
+        self._number, data = taken
         self._started = time.perf_counter()
         self._transport.write(data)
 
     def _ended(self, status: int, body: bytes) -> None:
-        if self._index is not None:
-            self._deliver(Reply(self._index, status, body, self._started, time.perf_counter()))
-            self._index = None
+        if self._number is not None:
+            self._deliver(Reply(self._number, status, body, self._started, time.perf_counter()))
+            self._number = None
 
 
 def parse_head(head: bytes) -> tuple[int, int]:

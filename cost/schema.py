@@ -123,9 +123,11 @@ def _check_readable(path: Path, uri: str) -> None:
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    # One statement, one snapshot: another process may be creating the tables.
+    application, version, tables = db.execute(
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),"
+        " (SELECT count(*) FROM sqlite_schema)"
+    ).fetchone()
     if application != APPLICATION_ID and (tables or version):
         raise LedgerError(f"{path} is a database of another program; name another file for the ledger")
     if version > VERSION:

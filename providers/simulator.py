@@ -77,8 +77,8 @@ class Simulator:
         self._next.extend([Fault.parse(name) for name in names])
 
     async def wait_for(self, *, calls: int = 0, gone: int = 0) -> None:
-        """Until that many calls have arrived, and that many of the hanging callers have hung up."""
-        async with self._changed:
+        """Until that many calls have arrived, and that many hanging callers have hung up; `TimeoutError` after 10 s."""
+        async with asyncio.timeout(10), self._changed:
             await self._changed.wait_for(lambda: self.calls >= calls and self.gone >= gone)
 
     async def __aenter__(self) -> Self:

@@ -41,8 +41,8 @@ def default_path() -> Path:
     return local if local.exists() else paths.shipped("crossover.toml", "crossover.toml")
 
 
-def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Loaded:
-    """Raises `ConfigError` with all problems found."""
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, serving: bool = True) -> Loaded:
+    """Raises `ConfigError` with all problems found. `serving` false: what only serving needs (keys) may be missing."""
     path = path or default_path()
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> L
     if problems:
         raise ConfigError(problems)
     config = msgspec.convert(tree, Config)
-    problems += [f"{where(key)}: {message}" for key, message in _cross_checks(config, path, environ)]
+    problems += [f"{where(key)}: {message}" for key, message in _cross_checks(config, path, environ, serving)]
     if problems:
         raise ConfigError(problems)
     return Loaded(config, path, tuple(_notes(config)))
@@ -80,7 +80,9 @@ def head_path(path: Path, value: str) -> Path:
     return shipped if "/" not in value and not local.exists() and shipped.exists() else local
 
 
-def _cross_checks(config: Config, path: Path, environ: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
+def _cross_checks(
+    config: Config, path: Path, environ: Mapping[str, str], serving: bool
+) -> list[tuple[tuple[str, ...], str]]:
     """What no single key can show."""
     from cost.prices import PriceTable
 
@@ -99,7 +101,8 @@ def _cross_checks(config: Config, path: Path, environ: Mapping[str, str]) -> lis
     prices = PriceTable.load()
     for name, provider in config.providers.items():
         here = ("providers", name)
-        if not environ.get(provider.key_variable) and not (provider.base_url and _is_loopback_url(provider.base_url)):
+        on_this_machine = provider.base_url is not None and _is_loopback_url(provider.base_url)
+        if serving and not environ.get(provider.key_variable) and not on_this_machine:
             found.append((here, f"the environment variable {provider.key_variable} is not set; it holds the API key"))
         if provider.price is None and prices.price(provider.model) is None:
             found.append(
@@ -109,7 +112,7 @@ def _cross_checks(config: Config, path: Path, environ: Mapping[str, str]) -> lis
                     f"add [providers.{name}.price] with dollars per million tokens, or correct the name",
                 )
             )
-        if provider.base_url and provider.base_url.startswith("http://") and not _is_loopback_url(provider.base_url):
+        if provider.base_url and provider.base_url.startswith("http://") and not on_this_machine:
             found.append(((*here, "base_url"), "must be https:// unless it is on this machine"))
     if not config.auth.keys and not is_loopback(config.server.host):
         found.append(

@@ -15,7 +15,6 @@ import msgspec
 import structlog
 
 from cost.ledger import Ledger
-from cost.prices import Price, PriceTable
 from cost.types import NANO_PER_USD, LedgerError, Outcome
 from local_model.model import LocalModel, ModelSettings, TaskSpec
 from providers.chain import Chain
@@ -26,10 +25,10 @@ from router.cache import inspect, keys
 from router.cache.client import Cache, NoCache, RedisCache, connect
 from router.cache.embedded import EmbeddedRedis
 from router.config import Config, Hardware
-from router.config import Price as ConfiguredPrice
 from router.config_file import Loaded, head_path, relative_to
 from router.pipeline import Pipeline, TaskRoute
 from router.problems import ProblemError
+from router.reporting import price_table
 from router.telemetry import Telemetry
 
 log = structlog.get_logger("crossover")
@@ -50,7 +49,7 @@ class Service:
         self.keys = Keys(self.config.auth)
         self.slots = Slots(self.config.server.max_concurrent)
         self.telemetry = Telemetry()
-        self.prices = PriceTable.load(price_overrides(self.config))
+        self.prices = price_table(self.config)
         self.tasks: Mapping[str, TaskRoute] = {}
         self.ledger_path = ledger_path(loaded)
         self.redis_url: str = ""
@@ -229,26 +228,6 @@ class Service:
 def ledger_path(loaded: Loaded) -> Path:
     path = loaded.config.ledger.path
     return relative_to(loaded.path, path) if path else paths.state_dir() / "ledger.db"
-
-
-def price_overrides(config: Config) -> dict[str, Price]:
-    """Prices from the config: dollars per million tokens are nano-dollars per million tokens, times 10^9."""
-
-    def nano(usd: float | None) -> int | None:
-        return None if usd is None else round(usd * NANO_PER_USD)
-
-    def price(configured: ConfiguredPrice) -> Price:
-        read = configured.input if configured.cache_read is None else configured.cache_read
-        write = configured.input if configured.cache_write is None else configured.cache_write
-        return Price(
-            input=round(configured.input * NANO_PER_USD),
-            output=round(configured.output * NANO_PER_USD),
-            cache_read=nano(read),
-            cache_write_5m=nano(write),
-            cache_write_1h=nano(write),
-        )
-
-    return {p.model: price(p.price) for p in config.providers.values() if p.price is not None}
 
 
 def make_provider(name: str, config: Config) -> Provider:

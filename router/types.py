@@ -38,15 +38,10 @@ class LatencyMs(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Answer(msgspec.Struct, frozen=True):
     label: str
-    confidence: Annotated[
-        float | None, Meta(ge=0, le=1, description="Calibrated probability of `label`; null: a frontier gave none.")
-    ]
+    confidence: Annotated[float, Meta(ge=0, le=1)] | None  # null: a frontier gave none
     source: Literal["cache", "local", "frontier"]
     model: Annotated[str, Meta(description="Who answered: the task's local model, or the frontier model by name.")]
-    degraded: Annotated[
-        Degraded | None,
-        Meta(description="Why this is the local label although a frontier answer was wanted; else null."),
-    ]
+    degraded: Degraded | None  # why the local label stands although a frontier answer was wanted
     certified: Annotated[bool, Meta(description="Covered by a loaded certificate.")]
     truncated: Annotated[bool, Meta(description="The model read only the beginning of the text.")]
     coalesced: Annotated[bool, Meta(description="Shared the computation of an identical input that was in flight.")]

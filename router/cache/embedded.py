@@ -6,6 +6,7 @@ server left behind by a killed owner is taken over by the next.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -105,14 +106,13 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """Ask the server to save and end, if it is ours."""
         if self.pid is not None:
-            try:
-                process = psutil.Process(self.pid)
-                process.send_signal(signal.SIGTERM)
-                process.wait(5)
-            except psutil.TimeoutExpired:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server = psutil.Process(self.pid)
+                server.send_signal(signal.SIGTERM)
+                try:
+                    server.wait(5)
+                except psutil.TimeoutExpired:
+                    server.kill()
             if self._process is not None:
                 self._process.wait(5)
                 self._process = None

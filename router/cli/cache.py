@@ -31,7 +31,9 @@ class Target(NamedTuple):
 def find(config: Path | None) -> Target:
     """The config's if one is given, else that of the running service, else that of the default config."""
     notes = [] if config else runfile.running()
-    loaded = load_or_exit(config or (Path(notes[0].config) if notes and Path(notes[0].config).exists() else None))
+    loaded = load_or_exit(
+        config or (Path(notes[0].config) if notes and Path(notes[0].config).exists() else None), serving=False
+    )
     state_dir = Path(notes[0].state_dir) if notes else paths.state_dir()
     url = loaded.config.cache.url
     if url == "off":

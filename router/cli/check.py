@@ -34,14 +34,14 @@ def check(config: Path | None, live: bool) -> None:
 
 async def ask_providers(loaded: Loaded) -> int:
     """One call each; 1 if any finding is an error."""
-    from cost.prices import PriceTable
     from providers.live_check import check as live_check
-    from router.service import make_provider, price_overrides
+    from router.reporting import price_table
+    from router.service import make_provider
 
     if not loaded.config.providers:
         click.echo("live: no provider is configured")
         return 0
-    prices = PriceTable.load(price_overrides(loaded.config))
+    prices = price_table(loaded.config)
     failed = False
     for name in loaded.config.providers:
         provider = make_provider(name, loaded.config)

@@ -19,10 +19,10 @@ config_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 
-def load_or_exit(path: Path | None) -> Loaded:
-    """All problems on stderr and exit code 2."""
+def load_or_exit(path: Path | None, *, serving: bool = True) -> Loaded:
+    """All problems on stderr and exit code 2. `serving` false: for commands that only read, which need no API keys."""
     try:
-        return load(path)
+        return load(path, serving=serving)
     except ConfigError as error:
         count = len(error.problems)
         click.echo(f"{count} problem{'s' if count > 1 else ''} in the config:", err=True)

@@ -133,17 +133,11 @@ def _configured(config: Path | None) -> tuple[list[Hardware] | None, PriceTable 
     """[hardware] and prices of the config named with --config; the defaults without one."""
     if config is None:
         return None, None
-    from cost.crossover import Hardware
-    from cost.prices import PriceTable
+    from router import reporting
     from router.cli.options import load_or_exit
-    from router.service import price_overrides
 
-    loaded = load_or_exit(config).config
-    machines = [
-        Hardware(name, machine.usd_per_hour, machine.requests_per_second or 0)
-        for name, machine in loaded.hardware.items()
-    ]
-    return machines or None, PriceTable.load(price_overrides(loaded))
+    loaded = load_or_exit(config, serving=False).config
+    return reporting.hardware(loaded), reporting.price_table(loaded)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from typing import Any
 
 import msgspec
@@ -31,8 +32,12 @@ def as_problem(error: Exception) -> ProblemError:
     if isinstance(error, NotFoundException):
         return ProblemError("not-found", "the API is described at /schema/openapi.json")
     if isinstance(error, HTTPException) and error.status_code < 500:
-        return ProblemError("invalid", error.detail)
-    log.error("unexpected", error=type(error).__name__)
+        names = [str(item["key"]) for item in error.extra or [] if isinstance(item, dict) and "key" in item]
+        return ProblemError("invalid", f"these parameters do not fit: {', '.join(names)}" if names else "see /schema")
+    # Where, but not what: a message may hold a text.
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    log.error("unexpected", error=type(error).__name__, where=where)
     return ProblemError("internal", "the log has a line of this; it is not the request's fault")
 
 

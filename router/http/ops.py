@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any, cast
 
 from litestar import MediaType, Request, Response, Router, get
+from litestar.openapi import ResponseSpec
+from msgspec import Meta
 
 from cost.types import NANO_PER_USD
 from router.admission import presented_key, unique_headers
-from router.problems import ProblemError
+from router.http.errors import MEDIA_TYPE
+from router.problems import TABLE, ProblemError
+from router.reporting import report_page
 from router.service import Service
+from router.types import Problem
 
 READINESS = {"warming": "warming", "draining": "draining", "failed": "model-failed"}
 
@@ -22,7 +27,12 @@ def ops_router(service: Service) -> Router:
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @get("/ready", sync_to_thread=False, summary="200 once the model is warm; what is degraded is listed, never red")
+    @get(
+        "/ready",
+        sync_to_thread=False,
+        responses=problems(503),
+        summary="200 once the model is warm; what is degraded is listed, never red",
+    )
     def ready() -> dict[str, Any]:
         if service.state != "ready":
             raise ProblemError(READINESS[service.state], f"the service is {service.state}", retry_after=2.0)
@@ -33,7 +43,7 @@ def ops_router(service: Service) -> Router:
         update_gauges(service)
         return Response(service.telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @get("/v1/tasks", sync_to_thread=False, summary="The tasks and their labels")
+    @get("/v1/tasks", sync_to_thread=False, responses=problems(401), summary="The tasks and their labels")
     def tasks(request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
         service.keys.tenant(_key(request))
         return [
@@ -41,19 +51,42 @@ def ops_router(service: Service) -> Router:
             for name, route in service.tasks.items()
         ]
 
-    @get("/v1/status", sync_to_thread=True, summary="Model, thresholds, cache, providers, budget")
+    @get(
+        "/v1/status",
+        sync_to_thread=True,
+        responses=problems(401),
+        summary="Model, thresholds, cache, providers, budget",
+    )
     def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
         service.keys.tenant(_key(request))
         return describe(service)
 
-    @get("/report", sync_to_thread=True, media_type=MediaType.HTML, summary="The crossover report as a page")
-    def report(request: Request[Any, Any, Any], volume: str | None = None) -> Response[str]:
+    @get(
+        "/report",
+        sync_to_thread=True,
+        media_type=MediaType.HTML,
+        responses=problems(401, 422),
+        summary="The crossover report as a page; `volume` is requests a month",
+    )
+    def report(request: Request[Any, Any, Any], volume: Annotated[int, Meta(ge=1)] | None = None) -> Response[str]:
         service.keys.admin(_key(request))
-        from router.reporting import report_page
-
-        return Response(report_page(service.loaded, service.ledger_path, volume), media_type="text/html; charset=utf-8")
+        html = report_page(service.config, service.ledger_path, volume)
+        return Response(html, media_type="text/html; charset=utf-8")
 
     return Router("/", route_handlers=[health, ready, metrics, tasks, status, report])
+
+
+def problems(*statuses: int) -> dict[int, ResponseSpec]:
+    """For the OpenAPI document: which problems a route answers with."""
+    return {
+        status: ResponseSpec(
+            Problem,
+            generate_examples=False,
+            media_type=cast("MediaType", MEDIA_TYPE),
+            description="; ".join(title for code, title in TABLE.values() if code == status),
+        )
+        for status in statuses
+    }
 
 
 def _key(request: Request[Any, Any, Any]) -> str | None:

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,16 @@ def test_a_caller_waits_no_longer_than_its_patience_and_no_money_stays_set_aside
     assert db.execute("SELECT count(*) FROM attempts WHERE state = 'reserved'").fetchone() == (0,)
     db.close()
     assert [f for f in verify(tmp_path / "l.db") if f.severity == "error"] == []
+
+
+def test_many_may_create_the_same_ledger_at_once(tmp_path: Path) -> None:
+    """The workers of a service start together; each must find a whole ledger or wait for it."""
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(12):
+            path = tmp_path / f"{n}.db"
+            for ledger in list(pool.map(lambda _, path=path: Ledger.open(path, busy_ms=20_000), range(8))):
+                ledger.close()
+            assert verify(path) == []
 
 
 READONLY = """

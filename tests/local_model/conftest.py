@@ -9,7 +9,27 @@ from typing import Any
 
 import pytest
 
-WORDS = "good bad great awful film plot was the a very not and card money lost i my where is".split()
+WORDS = [
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "film",
+    "plot",
+    "was",
+    "the",
+    "a",
+    "very",
+    "not",
+    "and",
+    "card",
+    "money",
+    "lost",
+    "i",
+    "my",
+    "where",
+    "is",
+]
 
 
 @pytest.fixture(scope="session")

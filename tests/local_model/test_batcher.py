@@ -47,9 +47,7 @@ class FakeEngine:
         return [score(item) for item in batch]
 
 
-def serve(
-    engine: Callable[..., Any], body: Callable[[Batcher], Awaitable[None]], **options: Any
-) -> Batcher:
+def serve(engine: Callable[..., Any], body: Callable[[Batcher], Awaitable[None]], **options: Any) -> Batcher:
     """Run `body` on a loop with a started batcher."""
     batcher = Batcher(engine, **options)
 

@@ -1,0 +1,50 @@
+"""What the config says about money, in the terms of `cost`: prices and hardware. Needs no model library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cost.crossover import Hardware
+from cost.prices import Price, PriceTable
+from cost.types import NANO_PER_USD
+from router.config import Config
+from router.config import Price as ConfiguredPrice
+
+
+def price_table(config: Config) -> PriceTable:
+    """The shipped table, with the config's own prices on top."""
+    return PriceTable.load({p.model: _price(p.price) for p in config.providers.values() if p.price is not None})
+
+
+def hardware(config: Config) -> list[Hardware] | None:
+    """The machines to compute a crossover for; None: the defaults."""
+    found = [
+        Hardware(name, machine.usd_per_hour, machine.requests_per_second or 0, "from the config")
+        for name, machine in config.hardware.items()
+    ]
+    return found or None
+
+
+def report_page(config: Config, ledger: Path, volume_per_month: int | None) -> str:
+    """The crossover report as a self-contained page. Raises `cost.types.LedgerError`."""
+    from cost.page import page
+    from cost.report import build
+
+    made = build([ledger], volume_per_month=volume_per_month, hardware=hardware(config), prices=price_table(config))
+    return page(made)
+
+
+def _price(configured: ConfiguredPrice) -> Price:
+    """Dollars a million tokens are nano-dollars a million tokens, times 10^9."""
+
+    def nano(usd: float) -> int:
+        return round(usd * NANO_PER_USD)
+
+    write = configured.input if configured.cache_write is None else configured.cache_write
+    return Price(
+        input=nano(configured.input),
+        output=nano(configured.output),
+        cache_read=nano(configured.input if configured.cache_read is None else configured.cache_read),
+        cache_write_5m=nano(write),
+        cache_write_1h=nano(write),
+    )

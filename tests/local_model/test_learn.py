@@ -1,0 +1,236 @@
+"""`crossover learn`: from a CSV to a task that answers; and what it says of data that can't work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from local_model.heads import read_manifest
+from local_model.model import LocalModel, ModelSettings, TaskSpec
+from local_model.training import fit_head, text_key
+from router.cli import labelled
+from router.cli.learn import learn
+
+ROWS = """text,label
+The app crashes when I open settings,bug
+Crash on start after the update,bug
+The save button does nothing,bug
+Error 500 when I upload a picture,bug
+Search shows the wrong results,bug
+The page is blank on my phone,bug
+Login fails with the right password,bug
+Please add a dark mode,feature
+It would be great to export to PDF,feature
+Can you support two languages?,feature
+I wish I could sort by date,feature
+Please add keyboard shortcuts,feature
+A calendar view would help us,feature
+How much is the yearly plan?,billing
+My invoice shows the wrong address,billing
+I was charged twice this month,billing
+Can I pay by bank transfer?,billing
+Cancel my subscription please,billing
+Where do I find my receipts?,billing
+Do you refund unused months?,billing
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CROSSOVER_CACHE_DIR", str(cache_dir))
+    (tmp_path / "own.csv").write_text(ROWS)
+    return tmp_path
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(learn, ["--task", "tickets", "--data", "own.csv", *args])
+
+
+def test_twenty_rows_make_a_task_that_answers(folder: Path, cache_dir: Path) -> None:
+    result = invoke()
+    assert result.exit_code == 0, result.output
+    assert "20 rows, 3 labels" in result.output
+    assert "95 % interval" in result.output
+    assert "below ten rows a label" in result.output
+    assert result.output.rstrip().endswith("crossover serve")
+    assert tomllib.loads((folder / "crossover.toml").read_text()) == {"tasks": {"tickets": {"head": "heads/tickets"}}}
+    manifest = read_manifest(folder / "heads/tickets")
+    assert set(manifest.engines) >= {"torch-fp32"}
+    assert manifest.provenance["rows"] == 20
+    assert manifest.provenance["data"] == "own.csv", "a name, no path of this machine"
+
+    model = LocalModel.load(ModelSettings(), [TaskSpec("tickets", folder / "heads/tickets")], cache_dir=cache_dir)
+
+    async def ask() -> str:
+        model.start(asyncio.get_running_loop())
+        try:
+            (future,) = model.submit("tickets", ["the program crashed again"], truncate=False, deadline=None)
+            found = (await future).probabilities
+            return model.task("tickets").labels[int(found.argmax())]
+        finally:
+            await asyncio.to_thread(model.close)
+
+    assert asyncio.run(ask()) == "bug"
+
+
+def test_what_stands_in_the_config_stays_and_learning_again_changes_nothing_there(folder: Path) -> None:
+    config = folder / "crossover.toml"
+    config.write_text("# mine\n[server]\nport = 1234  # why not")
+    assert invoke().exit_code == 0
+    after = config.read_text()
+    assert after.startswith("# mine\n[server]\nport = 1234  # why not\n\n[tasks.tickets]\n")
+    again = invoke("--json")
+    assert again.exit_code == 0
+    assert config.read_text() == after
+    report = json.loads(again.stdout)
+    assert report["config_block_added"] is False
+    assert sum(row["held_out"] for row in report["labels"]) == 20
+    assert 0 <= report["engines"][report["engine"]]["accuracy_low"] <= 1
+
+
+def test_the_head_goes_where_it_is_told(folder: Path) -> None:
+    result = invoke(
+        "--out", str(folder / "elsewhere"), "--config", str(folder / "sub" / "my.toml"), "--engine", "torch"
+    )
+    assert result.exit_code == 0, result.output
+    head = tomllib.loads((folder / "sub" / "my.toml").read_text())["tasks"]["tickets"]["head"]
+    assert (folder / "sub" / head / "manifest.json").exists()
+    assert list(read_manifest(folder / "elsewhere").engines) == ["torch-fp32"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "is empty"),
+        ("text,label\n", "no rows"),
+        ("text,label\na,x\nb,x\n", "only the label 'x'"),
+        ("text,label\na,x\n,y\nb,\n", "line 3: no text"),
+        ("text,label\na,x\nb,\n", "line 3: no label"),
+        ("text,label\na,x\nhello, you,y\n", "line 3: not 2 fields"),
+        ("id,a,b\n1,x,y\n", "--text-col and --label-col"),
+        ('text,label\n"open,x\n', "not a CSV file"),
+    ],
+)
+def test_bad_data_is_refused_with_its_line_and_exit_code_2(folder: Path, content: str, told: str) -> None:
+    (folder / "own.csv").write_text(content)
+    result = invoke()
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+    assert not (folder / "crossover.toml").exists()
+
+
+def test_other_mistakes_are_usage_errors_too(folder: Path) -> None:
+    assert invoke("--text-col", "nope").exit_code == 2
+    assert CliRunner().invoke(learn, ["--task", "a b", "--data", "own.csv"]).exit_code == 2
+    assert CliRunner().invoke(learn, ["--task", "t", "--data", "absent.csv"]).exit_code == 2
+    (folder / "own.csv").write_bytes(b"text,label\n\xff\xfe,x\n")
+    assert "UTF-8" in invoke().stderr
+    (folder / "own.csv").write_text(ROWS)
+    (folder / "crossover.toml").write_text("[broken")
+    assert "crossover.toml" in invoke().stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("\ufefftext,label\na,x\nb,y\n", ()),
+        ("Category,Message\nx,a\ny,b\n", ()),
+        ("text;label\na;x\nb;y\n", ()),
+        ("text\tlabel\na\tx\nb\ty\n", ()),
+        ("what,which\na,x\nb,y\n", ()),
+        ("id,what,which\n1,a,x\n2,b,y\n", ("what", "which")),
+        ("a,x\nb,y\nb,x\n", ()),
+        ("text,label\n\na,x\n\nb,y\n\n", ()),
+    ],
+)
+def test_columns_are_found_by_name_by_option_or_by_order(
+    tmp_path: Path, content: str, options: tuple[str, ...]
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(content, encoding="utf-8")
+    found = labelled.read(file, *options)
+    assert (found.texts[:2], found.labels[:2]) == (["a", "b"], ["x", "y"])
+
+
+def test_texts_that_do_not_look_english_are_warned_about() -> None:
+    english = ["where is my new card now", "i can not log in to the app", "please send me the invoice again"] * 3
+    german = [
+        "wo bleibt denn meine neue karte",
+        "ich kann mich nicht anmelden",
+        "bitte rechnung noch einmal senden",
+    ] * 3
+    assert labelled.language_note(english) is None
+    assert "English" in (labelled.language_note(german) or "")
+    assert "English" in (labelled.language_note(["где моя карта"]) or "")
+
+
+# --- fitting
+
+
+def cloud(per_label: dict[str, int], seed: int = 0) -> tuple[np.ndarray[Any, Any], list[str], list[str]]:
+    """Embeddings around one direction per label, with their labels and distinct texts."""
+    rng = np.random.default_rng(seed)
+    labels = [label for label, count in per_label.items() for _ in range(count)]
+    centres = {label: rng.normal(size=16) for label in per_label}
+    rows = np.array([centres[label] + rng.normal(0, 0.3, 16) for label in labels])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float32), labels, [f"text {i}" for i in range(len(labels))]
+
+
+@pytest.mark.parametrize("counts", [{"a": 10, "b": 10}, {"a": 2, "b": 2}, {"a": 30, "b": 3, "c": 1}, {"a": 9, "b": 1}])
+def test_small_and_lopsided_data_give_a_head_that_knows_its_own_rows(counts: dict[str, int]) -> None:
+    embeddings, labels, texts = cloud(counts)
+    fitted = fit_head(embeddings, labels, texts)
+    given = (embeddings @ fitted.weight.T + fitted.bias).argmax(axis=1)
+    assert [fitted.labels[i] for i in given] == labels
+    assert np.isfinite(fitted.weight).all()
+    assert 0.05 <= fitted.temperature <= 20
+    single = [label for label, count in counts.items() if count == 1]
+    assert any("one row" in note for note in fitted.warnings) == bool(single)
+    for i, label in enumerate(labels):
+        assert fitted.predicted[i] == -1 or label not in single
+
+
+def test_one_row_of_each_label_is_fitted_but_its_accuracy_is_unknown() -> None:
+    fitted = fit_head(*cloud({"a": 1, "b": 1}))
+    assert fitted.metrics["held_out"] == 0
+    assert "accuracy" not in fitted.metrics
+    assert fitted.temperature == 1.0
+
+
+def test_one_label_is_no_task() -> None:
+    with pytest.raises(ValueError, match="two labels"):
+        fit_head(*cloud({"a": 5}))
+
+
+def test_copies_of_a_text_do_not_flatter_the_accuracy() -> None:
+    """Labels at random: a copy in the training folds would give the answer away."""
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(40, 64)).astype(np.float32)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    labels = [str(label) for label in rng.integers(0, 2, 40)]
+    texts = [f"Text {i}" for i in range(40)]
+    copies = fit_head(np.repeat(base, 4, axis=0), np.repeat(labels, 4).tolist(), np.repeat(texts, 4).tolist())
+    leaked = fit_head(np.repeat(base, 4, axis=0), np.repeat(labels, 4).tolist(), [f"t{i}" for i in range(160)])
+    assert leaked.metrics["accuracy"] > 0.95
+    assert copies.metrics["accuracy"] < 0.75
+    assert any("repeat" in note for note in copies.warnings)
+
+
+def test_texts_that_differ_in_case_and_spaces_are_the_same_text() -> None:
+    assert text_key(" Hello  World ") == text_key("hello world") == text_key("ＨＥＬＬＯ world")
+    assert text_key("hello world") != text_key("hello worlds")
+
+
+def test_a_text_with_two_labels_is_told() -> None:
+    embeddings, labels, texts = cloud({"a": 4, "b": 4})
+    texts[4] = texts[0]
+    assert any("more than one label" in note for note in fit_head(embeddings, labels, texts).warnings)

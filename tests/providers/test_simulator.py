@@ -1,0 +1,148 @@
+"""The simulator: it says what it is, answers reproducibly, fails as ordered and keeps an honest bill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from cost.prices import PriceTable
+from providers.fake import ScriptedProvider
+from providers.live_check import check
+from providers.simulator import Simulator, read_answers
+from providers.types import AuthFailed, Label, Provider, Question
+from router.cli.simulate import simulate_frontier
+
+On = Callable[..., Provider]
+
+
+def test_it_says_that_it_is_simulated_in_every_reply(provider_on: On, kind: str, question: Question) -> None:
+    async def main() -> None:
+        async with Simulator() as sim:
+            provider = provider_on(sim, kind)
+            assert (await provider.ask(question, timeout=5)).model.startswith("simulated/")
+            await provider.close()
+            async with httpx.AsyncClient(base_url=sim.url) as http:
+                for path in ("/_sim/bill", "/_sim/calls", "/elsewhere"):
+                    assert (await http.get(path)).headers["x-crossover-simulated"] == "1"
+                assert (await http.post("/v1/messages", json={})).status_code == 401  # a key is asked for, any will do
+                refused = await http.post("/v1/messages", json={}, headers={"x-api-key": "k"})
+                assert refused.status_code == 400
+
+    asyncio.run(main())
+
+
+def test_it_answers_from_its_table_and_else_by_shared_words(provider_on: On, kind: str) -> None:
+    labels = (Label("card_arrival"), Label("exchange_rate"))
+
+    async def main() -> list[str]:
+        async with Simulator(answers={"where is it": "exchange_rate", "odd": "not offered"}) as sim:
+            provider = provider_on(sim, kind)
+            texts = ["where is it", "has my card had an arrival", "what exchange rates do you use", "odd"]
+            said = [(await provider.ask(Question("t", text, labels), timeout=5)).label for text in texts]
+            await provider.close()
+            return said
+
+    first, again = asyncio.run(main()), asyncio.run(main())
+    assert first == again
+    assert first[:3] == ["exchange_rate", "card_arrival", "exchange_rate"]
+
+
+def test_its_stated_accuracy_is_the_share_of_right_answers(provider_on: On) -> None:
+    labels = tuple(Label(f"label_{i}") for i in range(5))
+    answers = {f"text number {i}": f"label_{i % 5}" for i in range(300)}
+
+    async def main() -> float:
+        async with Simulator(answers, accuracy=0.8, seed=3) as sim:
+            provider = provider_on(sim, "openai")
+            right = 0
+            for text, label in answers.items():
+                right += (await provider.ask(Question("t", text, labels), timeout=5)).label == label
+            await provider.close()
+            return right / len(answers)
+
+    assert 0.73 < asyncio.run(main()) < 0.87
+
+
+def test_faults_are_ordered_over_http_and_the_bill_counts_what_was_computed(
+    provider_on: On, kind: str, question: Question
+) -> None:
+    async def main() -> None:
+        async with Simulator() as sim, httpx.AsyncClient(base_url=sim.url) as http:
+            assert (await http.post("/_sim/faults", json={"next": ["529", "malformed"]})).json()["ordered"] == 2
+            assert (await http.post("/_sim/faults", json={"next": ["bogus"]})).status_code == 400
+            assert (await http.post("/_sim/faults", json={"next": [7]})).status_code == 400
+            provider = provider_on(sim, kind)
+            results = [await asyncio.gather(provider.ask(question, timeout=5), return_exceptions=True) for _ in "123"]
+            assert [type(result[0]).__name__ for result in results] == ["Unavailable", "BadAnswer", "Answer"]
+            await provider.close()
+            bill = (await http.get("/_sim/bill")).json()["bill"]
+            ((name, line),) = ((n, entry) for n, entry in bill.items() if " " in n)
+            assert name.split()[1].startswith("simulated/")
+            assert (line["calls"], line["unseen"]) == (2, 1)
+            assert (await http.get("/_sim/calls")).json()["calls"] == 3
+            assert question.text not in json.dumps(bill)
+
+    asyncio.run(main())
+
+
+def test_the_command_prints_its_url_in_one_line_and_stops_when_told(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.csv"
+    answers.write_text("text,label\nhello there,greeting\n")
+    command = [sys.executable, "-m", "router", "simulate-frontier", "--answers", str(answers), "--latency-ms", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert line["simulated"] is True
+        assert httpx.get(line["url"] + "/_sim/calls").json()["calls"] == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fault", "529"], "NAME:SHARE"),
+        (["--fault", "529:2"], "share from 0 to 1"),
+        (["--fault", "x:0.1"], "unknown"),
+    ],
+)
+def test_the_command_explains_a_wrong_fault(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(simulate_frontier, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_answers_without_the_right_columns_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,intent\nx,y\n")
+    with pytest.raises(ValueError, match="no column named label"):
+        read_answers(path)
+
+
+def test_a_live_check_says_what_answered_at_what_price(provider_on: On, kind: str) -> None:
+    async def main() -> list[Any]:
+        async with Simulator(answers={"Where is the parcel that I ordered last week?": "delivery"}) as sim:
+            provider = provider_on(sim, kind)
+            found = await check(provider, PriceTable.load())
+            sim.fail_next(["out_of_set"])
+            found += await check(provider, PriceTable.load())
+            await provider.close()
+            return found
+
+    levels = [(finding.level, finding.what) for finding in asyncio.run(main())]
+    assert levels == [("ok", "provider"), ("warning", "model"), ("ok", "price"), ("error", "schema")]
+
+
+def test_a_live_check_blames_the_key_for_a_401() -> None:
+    (finding,) = asyncio.run(check(ScriptedProvider("p", "m", [AuthFailed("HTTP 401")]), PriceTable.load()))
+    assert (finding.level, finding.what) == ("error", "key")

@@ -1,0 +1,193 @@
+"""What is said to a model and what is understood of its replies: prompt, parser, token counts, Retry-After."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cost.types import Usage
+from providers import failures, prompt, usage
+from providers.parse import answer_of, label_of, name_of
+from providers.types import BadAnswer, Label, Question
+
+LABELS = ("card_arrival", "Ärger", "a", 'quo"ted')
+BOUND = Usage(input=1000, output=100, estimated=True)
+# Near misses are likelier to fool a parser than noise.
+labels = st.one_of(st.sampled_from(LABELS), st.sampled_from(LABELS).map(str.upper), st.text(max_size=8))
+values: st.SearchStrategy[Any] = st.recursive(
+    labels | st.none() | st.booleans() | st.floats() | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("label") | labels, inner, max_size=3),
+    max_leaves=6,
+)
+replies = st.one_of(
+    st.text(),
+    values.map(json.dumps),
+    st.builds(lambda value, tail: json.dumps({"label": value}) + tail, labels, st.text(max_size=4)),
+    st.builds('{{"label": {}, "label": {}}}'.format, labels.map(json.dumps), labels.map(json.dumps)),
+)
+
+
+@given(replies)
+def test_for_all_strings_a_label_of_the_set_or_an_error(reply: str) -> None:
+    try:
+        assert label_of(reply, LABELS) in LABELS
+    except BadAnswer as error:
+        assert error.__context__ is None  # the decoder's error would quote the reply
+
+
+@given(st.sampled_from(LABELS), st.booleans())
+def test_every_label_is_understood_however_its_json_is_escaped(label: str, ascii_only: bool) -> None:
+    assert label_of(json.dumps({"label": label}, ensure_ascii=ascii_only), LABELS) == label
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "a",
+        '"a"',
+        '["label", "a"]',
+        '[["label", "a"]]',
+        '{"label": "a", "label": "card_arrival"}',
+        '{"label": "a", "why": "because"}',
+        '{"label": ["a"]}',
+        '{"label": {"a": 1}}',
+        '{"label": "A"}',
+        '{"label": " a"}',
+        '{"label": "\u0430"}',  # a Cyrillic letter that looks the same
+        '{"label": "a"} is the label',
+        "[" * 100_000,
+        '{"label": ' + "9" * 5000 + "}",
+    ],
+)
+def test_a_near_miss_is_a_miss(reply: str) -> None:
+    with pytest.raises(BadAnswer):
+        label_of(reply, LABELS)
+
+
+def test_a_bad_answer_carries_model_and_usage(question: Question) -> None:
+    with pytest.raises(BadAnswer) as caught:
+        answer_of("nonsense", question, model="m", usage=BOUND)
+    assert (caught.value.model, caught.value.usage) == ("m", BOUND)
+
+
+@pytest.mark.parametrize("name", ["", None, 7, "x" * 129, "a\nb", "<script>", "ä"])
+def test_a_name_that_is_none_is_dropped(name: object) -> None:
+    assert name_of(name) == ""
+
+
+@given(st.text())
+def test_no_text_can_leave_its_json_string(text: str) -> None:
+    shown = text.encode("utf-8", "replace").decode()
+    assert json.loads(prompt.user_part(text)) == {"text": shown}
+
+
+@given(st.text(), st.text(min_size=1))
+def test_the_upper_bound_covers_every_byte_that_is_sent(text: str, label: str) -> None:
+    question = Question("t", text, (Label(label), Label(label + "2")))
+    sent = prompt.system_prefix(question.labels) + prompt.user_part(text)
+    bound = prompt.upper_bound(question)
+    assert bound.input > len(sent.encode())
+    assert bound.output > len(json.dumps({"label": label}))
+
+
+def test_the_prefix_is_the_same_for_all_texts_and_its_digest_tells_every_change(question: Question) -> None:
+    digest = prompt.prompt_digest(question.labels, question.instructions)
+    assert digest == prompt.prompt_digest(tuple(question.labels), question.instructions)
+    first, *rest = question.labels
+    changed = [
+        (question.labels, "Other words."),
+        ((Label(first.name, "another description"), *rest), question.instructions),
+        ((*rest, first), question.instructions),
+        ((*question.labels, Label("new")), question.instructions),
+    ]
+    assert len({digest, *(prompt.prompt_digest(*parts) for parts in changed)}) == 1 + len(changed)
+
+
+@pytest.mark.parametrize(
+    ("reported", "understood"),
+    [
+        ({"input_tokens": 10, "output_tokens": 5}, Usage(10, 0, 0, 0, 5)),
+        (
+            {
+                "input_tokens": 10,
+                "cache_read_input_tokens": 20,
+                "cache_creation_input_tokens": 30,
+                "cache_creation": {"ephemeral_5m_input_tokens": 18, "ephemeral_1h_input_tokens": 12},
+                "output_tokens": 5,
+            },
+            Usage(10, 20, 18, 12, 5),
+        ),
+        ({"input_tokens": 10, "cache_creation_input_tokens": 30, "output_tokens": 0}, Usage(10, 0, 30, 0, 0)),
+        # The parts exceed the whole.
+        (
+            {
+                "input_tokens": 1,
+                "cache_creation_input_tokens": 3,
+                "cache_creation": {"ephemeral_1h_input_tokens": 4},
+                "output_tokens": 5,
+            },
+            BOUND,
+        ),
+        ({"input_tokens": 0, "output_tokens": 5}, BOUND),
+        ({"input_tokens": 10}, BOUND),
+        ({"input_tokens": 10.0, "output_tokens": 5}, BOUND),
+        ({"input_tokens": True, "output_tokens": 5}, BOUND),
+        ({"input_tokens": 10, "output_tokens": 101}, BOUND),
+        ({"input_tokens": 1001, "output_tokens": 5}, BOUND),
+        (None, BOUND),
+        ([], BOUND),
+    ],
+)
+def test_messages_usage_leaves_cached_tokens_out_of_its_input(reported: object, understood: Usage) -> None:
+    assert usage.from_messages(reported, BOUND) == understood
+
+
+@pytest.mark.parametrize(
+    ("details", "understood"),
+    [
+        ({}, Usage(100, 0, 0, 0, 5)),
+        ({"cached_tokens": 60, "cache_write_tokens": 30}, Usage(10, 60, 30, 0, 5)),
+        ({"cached_tokens": 101}, BOUND),
+        ({"cached_tokens": -1}, BOUND),
+        (None, Usage(100, 0, 0, 0, 5)),
+    ],
+)
+def test_responses_usage_holds_cached_tokens_in_its_input(details: object, understood: Usage) -> None:
+    reported = {"input_tokens": 100, "input_tokens_details": details, "output_tokens": 5}
+    assert usage.from_responses(reported, BOUND) == understood
+
+
+@given(values)
+def test_whatever_is_reported_no_bucket_is_negative_and_the_sum_is_bounded(reported: object) -> None:
+    for read in (usage.from_messages, usage.from_responses):
+        used = read(reported, BOUND)
+        assert min(used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.output) >= 0
+        assert 0 < used.input + used.cache_read + used.cache_write_5m + used.cache_write_1h <= BOUND.input
+
+
+def test_retry_after_understands_dates_and_milliseconds() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    heard = failures.retry_after({"retry-after": soon})
+    assert heard is not None
+    assert 25 < heard <= 30
+    assert failures.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) is None
+    assert failures.retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert failures.retry_after({"retry-after-ms": "junk", "retry-after": "9"}) == 9
+    assert failures.retry_after({}) is None
+
+
+@given(st.text())
+def test_for_all_strings_retry_after_is_positive_or_nothing(value: str) -> None:
+    heard = failures.retry_after({"retry-after": value})
+    assert heard is None or heard > 0
+
+
+def test_an_account_without_credit_is_not_mistaken_for_a_moments_rush() -> None:
+    assert type(failures.from_status(429, {}, "insufficient_quota")).__name__ == "AuthFailed"

@@ -1,0 +1,306 @@
+"""The HTTP contract, on the running service with the real model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+KEYS = {"one": "key-of-tenant-one", "two": "key-of-tenant-two", "quiet": "key-that-never-escalates"}
+ADMIN = "key-of-the-admin"
+
+
+def hashed(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def open_service(serve: Callable[..., Any], banking: str) -> Any:
+    """Without keys: loopback only."""
+    return serve(banking + "[server]\nmax_body_bytes = 20000\nbody_deadline_ms = 300\n")
+
+
+@pytest.fixture(scope="module")
+def locked_service(serve: Callable[..., Any], banking: str) -> Any:
+    """With keys of three tenants and an admin."""
+    keys = "\n".join(f'[[auth.keys]]\ntenant = "{t}"\nsha256 = "{hashed(k)}"' for t, k in KEYS.items())
+    return serve(f'{banking}[auth]\nadmin = ["{hashed(ADMIN)}"]\n{keys}\nescalate = "never"\n')
+
+
+def test_an_answer_has_exactly_the_fields_of_the_contract(open_service: Any) -> None:
+    """One text in, one result out."""
+    response = open_service.classify("my card still hasn't arrived", top_k=3)
+    body = response.json()
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    assert set(body) == {"id", "task", "results"}
+    assert body["id"].startswith("req_")
+    (result,) = body["results"]
+    assert set(result) == {
+        *("label", "confidence", "source", "model", "degraded", "certified", "truncated", "coalesced", "cost_usd"),
+        *("latency_ms", "scores"),
+    }
+    assert (result["label"], result["source"], result["certified"]) == ("card_arrival", "local", False)
+    assert result["scores"][0] == [result["label"], result["confidence"]]
+    assert [score for _, score in result["scores"]] == sorted((s for _, s in result["scores"]), reverse=True)
+    assert len(result["scores"]) == 3
+    assert result["latency_ms"]["total"] >= result["latency_ms"]["local"] > 0
+
+
+def test_the_same_text_again_comes_from_the_cache(open_service: Any) -> None:
+    """With its tier and who answered first; white space around it does not matter."""
+    first = open_service.answer("where is my parcel with the new card?")
+    again = open_service.answer("  where is my parcel with the new card? \n")
+    assert (again["source"], again["cache_tier"], again["answered_by"]) == ("cache", "redis", "local")
+    assert (again["label"], again["confidence"], again["cost_usd"]) == (first["label"], first["confidence"], 0.0)
+
+
+def test_results_come_in_input_order_errors_among_them(open_service: Any) -> None:
+    """200 if any input succeeded."""
+    response = open_service.classify(["I lost my card", " ", "how do I change my PIN"])
+    labels = [result.get("label") for result in response.json()["results"]]
+    assert response.status_code == 200
+    assert labels == ["lost_or_stolen_card", None, "change_pin"]
+    assert response.json()["results"][1]["error"]["type"] == "urn:crossover:problem:empty"
+
+
+def test_if_no_input_succeeds_the_first_error_is_the_requests(open_service: Any) -> None:
+    """A problem, not a list of errors."""
+    response = open_service.classify([" ", "\t"])
+    assert response.status_code == 422
+    assert response.json()["type"] == "urn:crossover:problem:empty"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"{", 400, "malformed"),
+        (b"\xff\xfe", 400, "malformed"),
+        (b'{"input": "\xff"}', 400, "malformed"),
+        (b'{"input": "\\ud800"}', 400, "malformed"),
+        (b"[" * 5000, 422, "invalid"),
+        (b'{"input": "a", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}", 422, "invalid"),
+        (b'{"input": ' + b"[" * 5000 + b"]" * 5000 + b"}", 422, "invalid"),
+        (b"", 400, "malformed"),
+        (b"\xef\xbb\xbf{}", 400, "malformed"),
+        (b'{"input": NaN}', 400, "malformed"),
+        (b"{}", 422, "invalid"),
+        (b'{"input": ""}', 422, "invalid"),
+        (b'{"input": []}', 422, "invalid"),
+        (b'{"input": [""]}', 422, "invalid"),
+        (b'{"input": 3}', 422, "invalid"),
+        (b'{"input": "a", "surprise": 1}', 422, "invalid"),
+        (b'{"input": "a", "top_k": 0}', 422, "invalid"),
+        (b'{"input": "a", "top_k": 11}', 422, "invalid"),
+        (b'{"input": "a", "route": "frontier"}', 422, "invalid"),
+        (b'{"input": ' + json.dumps(["a"] * 129).encode() + b"}", 422, "invalid"),
+        (b'{"input": "a", "task": "nope"}', 404, "unknown-task"),
+        (b'{"input": "' + b"a" * 30000 + b'"}', 413, "too-large"),
+    ],
+)
+def test_bad_input_is_a_clear_problem(open_service: Any, body: bytes, status: int, kind: str) -> None:
+    """Never a 500."""
+    response = open_service.client.post("/v1/classify", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["type"] == f"urn:crossover:problem:{kind}"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+
+
+def test_nul_and_repeated_keys_are_data(open_service: Any) -> None:
+    """A NUL is a character; of two equal keys the last wins."""
+    assert open_service.classify("lost \x00 card").status_code == 200
+    response = open_service.client.post(
+        "/v1/classify",
+        content=b'{"input": "x", "input": "I lost my card"}',
+        headers={"content-type": "application/json"},
+    )
+    assert response.json()["results"][0]["label"] == "lost_or_stolen_card"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "application/x-www-form-urlencoded"},
+    ],
+)
+def test_only_plain_json_is_read(open_service: Any, headers: dict[str, str]) -> None:
+    """415, and no decompression code exists."""
+    response = open_service.client.post("/v1/classify", content=b'{"input": "a"}', headers=headers)
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+def test_another_method_is_405_with_allow(open_service: Any, method: str) -> None:
+    """As a native route would answer."""
+    response = open_service.client.request(method, "/v1/classify")
+    assert response.status_code == 405
+    assert "POST" in response.headers["allow"]
+    native = open_service.client.post("/health")
+    assert native.status_code == 405
+    assert native.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/classify/x", "/v1/../etc/passwd", "/%2e%2e"])
+def test_what_is_not_there_is_a_404_problem(open_service: Any, path: str) -> None:
+    """Also outside the routes."""
+    response = open_service.client.get(path)
+    assert response.status_code == 404
+    assert response.json()["type"] == "urn:crossover:problem:not-found"
+
+
+def test_a_body_that_does_not_arrive_is_408(open_service: Any) -> None:
+    """uvicorn would wait forever."""
+    host, port = open_service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_endless_body_is_cut(open_service: Any) -> None:
+    """Chunked, without a declared length: 413 after max_body_bytes, not after memory is full."""
+
+    def endless() -> Any:
+        for _ in range(100):
+            yield b"a" * 1000
+
+    response = open_service.client.post("/v1/classify", content=endless(), headers={"content-type": "application/json"})
+    assert response.status_code == 413
+
+
+def test_a_request_id_is_kept_if_it_is_harmless(open_service: Any) -> None:
+    """Else the server's own is sent; the ledger's key is always the server's."""
+    kept = open_service.classify("hello", headers={"x-request-id": "abc-1.2_3"})
+    assert kept.headers["x-request-id"] == "abc-1.2_3"
+    assert kept.json()["id"] != "abc-1.2_3"
+    for value in ("a b", "x" * 65, "a;b"):
+        replaced = open_service.classify("hello", headers={"x-request-id": value})
+        assert replaced.headers["x-request-id"] == replaced.json()["id"]
+
+
+def test_the_deadline_header_only_lowers(open_service: Any) -> None:
+    """0 ms is not enough for a miss: 504; nonsense is 422; a huge one changes nothing."""
+    late = open_service.classify("a text that nobody has sent yet", headers={"x-deadline-ms": "0"})
+    assert late.status_code == 504
+    assert late.json()["type"] == "urn:crossover:problem:deadline"
+    assert open_service.classify("hello", headers={"x-deadline-ms": "soon"}).status_code == 422
+    assert open_service.classify("hello", headers={"x-deadline-ms": "99999999"}).status_code == 200
+
+
+def test_cache_control_is_obeyed(open_service: Any) -> None:
+    """no-store leaves nothing behind; no-cache does not read."""
+    text = "for the cache control test: how do I change my PIN"
+    open_service.classify(text, headers={"cache-control": "no-store"})
+    assert open_service.answer(text)["source"] == "local"
+    fresh = open_service.classify(text, headers={"cache-control": "no-cache"}).json()["results"][0]
+    assert fresh["source"] == "local"
+    assert open_service.answer(text)["source"] == "cache"
+
+
+def test_an_over_long_text_is_rejected_fast_without_a_provider(open_service: Any) -> None:
+    """Its neighbours are answered."""
+    response = open_service.classify(["word " * 3000, "I lost my card"])
+    long, short = response.json()["results"]
+    assert long["error"]["type"] == "urn:crossover:problem:over-length"
+    assert short["label"] == "lost_or_stolen_card"
+
+
+def test_health_ready_metrics_status_tasks_schema_answer(open_service: Any) -> None:
+    """What probes and operators ask."""
+    client: httpx.Client = open_service.client
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready", "degraded": []}
+    status = client.get("/v1/status").json()
+    assert status["model"]["encoders"][0]["kind"] == "onnx-int8"
+    assert status["tasks"]["banking"]["threshold"] == 0.8
+    assert status["budget"] == {"usd_per_day": 1.0, "is_default": True, "spent_today_usd": 0.0}
+    (task,) = client.get("/v1/tasks").json()
+    assert (task["name"], len(task["labels"])) == ("banking", 77)
+    metrics = client.get("/metrics").text
+    for name in ("inputs_total", "latency_seconds_bucket", "batch_size_bucket", "resident_bytes", "ready 1.0"):
+        assert f"crossover_{name}" in metrics
+    assert client.get("/report").text.lstrip().lower().startswith("<!doctype html")
+
+
+def test_the_document_describes_the_handler_as_it_is(open_service: Any) -> None:
+    """Every status and field that the handler answers with is in the OpenAPI document."""
+    document = open_service.client.get("/schema/openapi.json").json()
+    operation = document["paths"]["/v1/classify"]["post"]
+    assert {"200", "400", "401", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
+    schemas = document["components"]["schemas"]
+    result = open_service.classify("I lost my card", top_k=1).json()["results"][0]
+    assert set(result) <= set(schemas["Answer"]["properties"])
+    assert schemas["ClassifyRequest"]["additionalProperties"] is False
+    assert {"/health", "/ready", "/metrics", "/v1/status", "/v1/tasks"} <= set(document["paths"])
+
+
+def test_without_a_key_or_with_a_wrong_one_nothing_is_read(locked_service: Any) -> None:
+    """401 before the body is parsed: also for what is no JSON."""
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}, {"authorization": "Basic x"}):
+        response = locked_service.client.post("/v1/classify", content=b"{not json", headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+    for path in ("/v1/status", "/v1/tasks", "/report"):
+        assert locked_service.client.get(path).status_code == 401
+    for path in ("/health", "/ready"):
+        assert locked_service.client.get(path).status_code == 200
+
+
+def test_two_tenants_never_read_each_others_answers(locked_service: Any) -> None:
+    """The same text is computed for each; the tenant comes from the key, never from the body."""
+    one, two = ({"authorization": f"Bearer {KEYS[name]}"} for name in ("one", "two"))
+    text = "please, how can I change my PIN?"
+    sources = [
+        locked_service.classify(text, headers=headers).json()["results"][0]["source"]
+        for headers in (one, one, two, two)
+    ]
+    assert sources == ["local", "cache", "local", "cache"]
+
+
+def test_the_report_wants_the_admins_key(locked_service: Any) -> None:
+    """A tenant's key is not enough."""
+    tenant = locked_service.client.get("/report", headers={"x-api-key": KEYS["one"]})
+    assert tenant.status_code == 401
+    assert locked_service.client.get("/report", headers={"x-api-key": ADMIN}).status_code == 200
+
+
+def test_the_log_has_one_line_a_request_and_no_text_and_no_key(locked_service: Any) -> None:
+    """Canaries for both."""
+    before = locked_service.output.count('"event":"request"')
+    headers = {"authorization": f"Bearer {KEYS['one']}"}
+    locked_service.classify("CANARYTEXT lost card", headers=headers)
+    locked_service.client.post("/v1/classify?q=CANARYQUERY", content=b'{"input": "CANARYBROKEN', headers=headers)
+    locked_service.client.post("/v1/classify", json={"input": 1, "CANARYFIELD": "CANARYVALUE"}, headers=headers)
+    output = locked_service.output
+    assert output.count('"event":"request"') == before + 3
+    for canary in ("CANARYTEXT", "CANARYQUERY", "CANARYBROKEN", "CANARYVALUE", KEYS["one"], hashed(KEYS["one"])):
+        assert canary not in output
+    line = json.loads(next(x for x in reversed(output.splitlines()) if '"source":{"local":1}' in x))
+    assert {"id", "task", "tenant", "source", "degraded", "cost_usd", "local_ms", "total_ms"} <= set(line)
+
+
+def test_neither_redis_nor_the_ledger_holds_a_text_or_a_key(locked_service: Any) -> None:
+    """Only keyed digests."""
+    headers = {"authorization": f"Bearer {KEYS['one']}"}
+    locked_service.classify("CANARYTEXT in the cache: I lost my card", headers=headers)
+    import redis
+
+    with redis.Redis(unix_socket_path=str(locked_service.state / "redis" / "redis.sock")) as client:
+        kept = b"".join(key + (client.get(key) or b"") for key in client.keys("*"))
+    books = b"".join(path.read_bytes() for path in locked_service.state.glob("ledger.db*"))
+    assert kept
+    assert books
+    for canary in (b"CANARYTEXT", KEYS["one"].encode(), hashed(KEYS["one"]).encode()):
+        assert canary not in kept
+        assert canary not in books
