@@ -104,7 +104,7 @@ def finish(
         "notes": list(notes),
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
-    out.print(f"written: {path.relative_to(ROOT)}")
+    out.print(f"written: {os.path.relpath(path)}")
     return int(any(bar.holds is False for bar in bars))
 
 

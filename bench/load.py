@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 
 class Reply(NamedTuple):
-    """`number`: of the request, from 0; `status` 0: the connection broke, or nothing came in time. Times: perf_counter."""
+    """`number`: of the request, from 0; `status` 0: the connection broke, or nothing came. Times: perf_counter."""
 
     number: int
     status: int

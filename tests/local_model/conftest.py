@@ -51,7 +51,7 @@ def _tokenizer(folder: Path) -> None:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_model(kind, **config)`: a folder with a random "bert" or "distilbert" sequence classifier (or encoder)."""
+    """`tiny_model(kind, **config)`: a folder with a random sequence classifier: "bert", "distilbert", "roberta", "deberta"."""
 
     def make(kind: str = "bert", *, classifier: bool = True, **config: Any) -> Path:
         import torch
@@ -61,14 +61,21 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir()
         torch.manual_seed(3)
         shared = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 40, "initializer_range": 0.4, **config}
+        bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, **shared}
+        settings: Any
         if kind == "bert":
-            settings: Any = transformers.BertConfig(
-                hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, **shared
-            )
-            cls = transformers.BertForSequenceClassification if classifier else transformers.BertModel
-        else:
+            settings = transformers.BertConfig(**bert)
+            cls: Any = transformers.BertForSequenceClassification if classifier else transformers.BertModel
+        elif kind == "distilbert":
             settings = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, **shared)
-            cls = transformers.DistilBertForSequenceClassification if classifier else transformers.DistilBertModel
+            cls = transformers.DistilBertForSequenceClassification
+        elif kind == "roberta":
+            settings = transformers.RobertaConfig(**bert)
+            cls = transformers.RobertaForSequenceClassification
+        else:
+            relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
+            settings = transformers.DebertaV2Config(**{**bert, "initializer_range": 0.1}, **relative)
+            cls = transformers.DebertaV2ForSequenceClassification
         cls(settings).save_pretrained(folder)
         _tokenizer(folder)
         return folder

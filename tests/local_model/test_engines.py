@@ -31,7 +31,7 @@ def forward(folder: Path, name: Any, cache: Path) -> Any:
     return engine.forward([tokens.encode(text, truncate=True).ids for text in TEXTS])
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "deberta"])
 def test_a_classifier_folder_answers_on_onnx_as_in_torch(
     kind: str, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
