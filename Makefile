@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "with CUDA; to avoid that, point PIP_EXTRA_INDEX_URL at an index of CPU builds and start again)"; \
 	  $(BIN)/pip install -q -c constraints.txt torch==$(TORCH); \
 	fi
-	@$(BIN)/pip install -q -c constraints.txt -e . --group dev
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: env       ## see all of it work; exits 0 (or: crossover demo --keep)
@@ -45,13 +45,12 @@ lint: env       ## ruff, mypy strict, import-linter
 	$(BIN)/lint-imports
 
 $(VENV)/.bench: $(STAMP)
-	@$(BIN)/pip install -q -c constraints.txt --group bench
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	@touch $@
 
 # CROSSOVER_BENCH_DATA=DIR names the folder with the data sets; what can't run without it is listed as such.
 bench-local: $(VENV)/.bench     ## fidelity of the int8 path, and the router beside the usual tutorial's server
-	$(BIN)/python bench/fidelity.py
-	$(BIN)/python bench/tutorial.py
+	$(BIN)/python bench/fidelity.py; first=$$?; $(BIN)/python bench/tutorial.py && exit $$first
 
 bench-frontier: $(VENV)/.bench  ## recorded GPT-4 answers replayed through the simulator
 	$(BIN)/python bench/recorded.py

@@ -99,6 +99,8 @@ def run(folder: Path, texts: Sequence[str], quick: bool) -> tuple[Rounds, dict[s
         if importlib.util.find_spec("fastapi"):
             model = build_model(folder / "model")
             contestants.append(start_tutorial(stack, model, texts, per_request=False))
+        for contestant in contestants:  # each worker thread's first forward is slow
+            load.send(contestant.url, contestant.requests[:128], connections=64)
         for number in range(pairs):
             for connections in (1, 64):
                 for contestant in contestants if number % 2 else reversed(contestants):

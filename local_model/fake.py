@@ -60,7 +60,7 @@ class KeywordClassifier:
         loop = asyncio.get_running_loop()
         if task not in self._tasks:
             raise KeyError(task)
-        if self._waiting is not None and len(self._waiting) + len(texts) > self._queue_items:
+        if self._waiting and len(self._waiting) + len(texts) > self._queue_items:  # an empty queue takes any request
             raise QueueFull(0.5)
         futures: list[asyncio.Future[Prediction]] = []
         for text in texts:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import platform
 import shutil
 import tempfile
@@ -21,6 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+# Since 1.31 a session keeps a device id and events for its vendor in the user's cache folder, unless this is set before
+# the import (the function that should turn it off does not).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from local_model.encoder import Encoder, sha256_file

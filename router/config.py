@@ -63,6 +63,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     queue_items: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+    max_tokens: Annotated[int, Meta(ge=8, le=65_536)] | None = None
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

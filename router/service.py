@@ -60,6 +60,7 @@ class Service:
         self._pipeline: Pipeline | None = None
         self._stack = AsyncExitStack()
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     # opening and closing ---------------------------------------------------------------------------------------------
 
@@ -139,7 +140,15 @@ class Service:
         self._wire(model)
         self.telemetry.queue.set_function(lambda: float(model.stats()["waiting"]))
         self.state = "ready"
+        self._watching = asyncio.create_task(self._watch(model))
         log.info("ready", tasks=list(self.tasks), seconds=round(time.time() - self.started, 1))
+
+    async def _watch(self, model: LocalModel) -> None:
+        """A forward that hangs is as dead as a thread that ended: the supervisor starts a new process."""
+        while model.healthy:  # noqa: ASYNC110 - it is the absence of progress that is watched
+            await asyncio.sleep(1.0)
+        if self.state == "ready":
+            self._model_died(TimeoutError())
 
     def _wire(self, model: LocalModel) -> None:
         secret = keys.load_secret(self.config.cache.secret, paths.state_dir())
@@ -174,6 +183,8 @@ class Service:
         self.state = "draining"
         if self._loading is not None:
             await asyncio.wait({self._loading})
+        if self._watching is not None:
+            self._watching.cancel()
         await self._stack.aclose()
 
     # what requests see -----------------------------------------------------------------------------------------------
@@ -252,6 +263,7 @@ def model_settings(config: Config) -> ModelSettings:
         device=model.device,
         threads=model.threads,
         queue_items=model.queue_items,
+        max_tokens=model.max_tokens,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -218,25 +219,25 @@ def _print(task: str, learned: Learned, config: Path, added: bool, notes: list[s
     metrics = fitted.metrics
     console.print(f"[bold]{task}[/]: {len(fitted.targets):,} rows, {len(fitted.labels)} labels", highlight=False)
     for kind, each in learned.fitted.items():
-        console.print(f"  {kind:<11} {_accuracy(each.metrics)}", highlight=False)
+        console.print(f"  {kind:<11} {_accuracy(each.metrics)}", highlight=False, soft_wrap=True)
     if metrics["held_out"]:
         console.print("  measured on rows held out in turn; the head itself is fitted on all of them", style="dim")
         if worst := [row for row in _per_label(fitted) if row[2] < row[1]][:WORST]:
             table = Table("worst labels", "rows", "right", box=None, header_style="bold", pad_edge=False)
             for name, total, right in worst:
-                table.add_row(name, str(total), f"{right / total:.0%}")
+                table.add_row(escape(name), str(total), f"{right / total:.0%}")
             console.print(table)
         if pairs := _confusions(fitted)[:WORST]:
             table = Table("meant", "given", "rows", box=None, header_style="bold", pad_edge=False)
             for meant, given, count in pairs:
-                table.add_row(meant, given, str(count))
+                table.add_row(escape(meant), escape(given), str(count))
             console.print(table)
     for note in notes:
-        console.print(f"[yellow]warning:[/] {note}", highlight=False)
-    console.print(f"head:   {learned.folder}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    console.print(f"head:   {learned.folder}", highlight=False, markup=False, soft_wrap=True)
     what = f"[tasks.{task}] added" if added else f"has [tasks.{task}] already; nothing was changed"
     console.print(f"config: {config}: {what}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"next:   {_next(config)}", highlight=False, soft_wrap=True)
+    console.print(f"next:   {_next(config)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracy(metrics: dict[str, float]) -> str:

@@ -51,7 +51,7 @@ def _tokenizer(folder: Path) -> None:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_model(kind, **config)`: a folder with a random sequence classifier: "bert", "distilbert", "roberta", "deberta"."""
+    """`tiny_model(kind, **config)`: a folder with a random bert, distilbert, roberta or deberta classifier."""
 
     def make(kind: str = "bert", *, classifier: bool = True, **config: Any) -> Path:
         import torch

@@ -266,12 +266,16 @@ def test_a_full_queue_refuses_the_whole_request_before_anything_is_computed(benc
         b = bench(queue_items=2)
         await b.ask(SURE)
         b.classifier.hold()
+        waiting = asyncio.create_task(b.ask("in the queue"))
+        await asyncio.sleep(0.01)
         with pytest.raises(ProblemError) as caught:
             await b.ask("x1", "x2", "x3")
         assert (caught.value.kind, caught.value.status) == ("overloaded", 429)
         assert b.classifier.seen == [SURE]
         (hit,) = await b.ask(SURE)
         assert hit.source == "cache"
+        b.classifier.release()
+        await waiting
 
     run(scenario)
 

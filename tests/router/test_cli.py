@@ -1,0 +1,187 @@
+"""The command, as a person or a script uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIGHT = ["torch", "transformers", "litestar", "onnxruntime", "anthropic", "openai", "sklearn"]
+
+
+def crossover(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "router", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def imported(arguments: list[str], **environment: str) -> set[str]:
+    """The top-level modules that a command has imported when it ends."""
+    code = (
+        "import sys\nfrom router.cli import cli\n"
+        f"try: cli({arguments!r})\nexcept SystemExit: pass\n"
+        "print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_help_imports_nothing_but_click() -> None:
+    """So it is instant; every command stands in it."""
+    assert not imported(["--help"]) & {*LIGHT, "rich", "msgspec", "redis", "numpy"}
+    text = crossover("--help").stdout
+    for name in ("serve", "demo", "check", "classify", "learn", "report", "cache", "ledger", "simulate-frontier"):
+        assert name in text
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "check", "classify", "learn", "report", "cache", "ledger"])
+def test_every_command_explains_itself(command: str) -> None:
+    """Exit 0, with its options."""
+    done = crossover(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: crossover" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["report"], ["cache", "ls"], ["ledger", "verify"], ["check"], ["report", "--json"]], ids=" ".join
+)
+def test_reports_and_the_cache_are_looked_into_without_the_model(command: list[str]) -> None:
+    """No torch, no transformers, no Litestar."""
+    assert not imported(command) & set(LIGHT)
+
+
+def test_check_names_five_mistakes_and_exits_with_2(tmp_path: Path) -> None:
+    """Each with its key; nothing is started."""
+    config = tmp_path / "crossover.toml"
+    config.write_text('[server]\nprot = 1\nport = 99999\n[cache]\nttl_s = "x"\n[model]\nengine = "y"\n[taks.a]\n')
+    done = crossover("check", "--config", str(config))
+    assert done.returncode == 2
+    for key in ("server.prot", "server.port", "cache.ttl_s", "model.engine", "taks"):
+        assert key in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 6
+    served = crossover("serve", "--config", str(config))
+    assert (served.returncode, served.stderr) == (2, done.stderr)
+
+
+def test_a_config_that_is_not_there_is_one_line() -> None:
+    """With what to do."""
+    done = crossover("check", "--config", "nowhere.toml")
+    assert done.returncode == 2
+    assert "nowhere.toml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_live_asks_each_provider_once(
+    simulate: Callable[..., Any], with_frontier: Callable[..., str], tmp_path: Path
+) -> None:
+    """Key, model, schema, price; it says that the answers are simulated. A provider that is gone is a finding."""
+    frontier = simulate()
+    config = tmp_path / "crossover.toml"
+    config.write_text(with_frontier(frontier.url))
+    done = crossover("check", "--live", "--config", str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("first", "second"):
+        assert f"live: {name}: ok: provider" in done.stdout
+        assert f"live: {name}: ok: price" in done.stdout
+    assert "simulated" in done.stdout
+    frontier.stop()
+    gone = crossover("check", "--live", "--config", str(config))
+    assert gone.returncode == 1
+    assert "live: first: error" in gone.stdout
+
+
+def test_classify_answers_in_process_and_spends_nothing(tmp_path: Path) -> None:
+    """No service, no provider; one line a text."""
+    done = crossover("classify", "I lost my card", "how do I change my PIN")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [(line[0], line[2]) for line in lines] == [("lost_or_stolen_card", "local"), ("change_pin", "local")]
+
+
+def test_a_running_service_is_found_unaided(serve: Callable[..., Any], banking: str) -> None:
+    """By `cache`, `report` and `ledger`, through its run file; its own URL serves `classify --url`."""
+    service = serve(banking)
+    environment = {"CROSSOVER_STATE_DIR": str(service.state)}
+    through = crossover("classify", "--url", service.url, "--json", "I lost my card")
+    request = json.loads(through.stdout)
+    assert request["results"][0]["label"] == "lost_or_stolen_card"
+
+    hit = crossover("cache", "get", " I lost my card ", **environment)
+    assert hit.returncode == 0, hit.stdout + hit.stderr
+    assert "'I lost my card'  (from ' I lost my card ')" in hit.stdout
+    assert "lost_or_stolen_card, by local" in hit.stdout
+    miss = crossover("cache", "get", "never asked", **environment)
+    assert miss.returncode == 1
+    assert "miss" in miss.stdout
+
+    service.answer("I lost my card")
+    (entry,) = json.loads(crossover("cache", "ls", "--json", **environment).stdout)
+    assert (entry["label"], entry["source"], entry["hits"], entry["preview"]) == (
+        "lost_or_stolen_card",
+        "local",
+        1,
+        None,
+    )
+    (group,) = json.loads(crossover("cache", "stats", "--json", **environment).stdout)["groups"]
+    assert (group["task"], group["entries"]) == ("banking", 1)
+
+    report = json.loads(crossover("report", "--json", **environment).stdout)
+    assert report["inputs"] == 2
+    shown = crossover("ledger", "show", request["id"], **environment)
+    assert shown.returncode == 0
+    assert "lost_or_stolen_card" in shown.stdout
+    assert crossover("ledger", "verify", **environment).returncode == 0
+
+
+def test_purge_is_a_dry_run_unless_it_is_confirmed(serve: Callable[..., Any], banking: str) -> None:
+    """Then the running service misses at once."""
+    service = serve(banking)
+    environment = {"CROSSOVER_STATE_DIR": str(service.state)}
+    service.answer("I lost my card")
+    service.wait_for(lambda: service.answer("I lost my card")["source"] == "cache")
+    dry = crossover("cache", "purge", "--task", "banking", **environment)
+    assert "would remove 1 entries" in dry.stdout
+    assert service.answer("I lost my card")["source"] == "cache"
+    done = crossover("cache", "purge", "--task", "banking", "--yes", **environment)
+    assert "removed 1" in done.stdout
+    assert service.answer("I lost my card")["source"] == "local"
+    assert crossover("cache", "purge", **environment).returncode == 2
+
+
+def test_learn_and_serve_are_enough_for_an_own_task(serve: Callable[..., Any], tmp_path: Path) -> None:
+    """A CSV of two columns with 20 labels: two commands, and the service answers for it."""
+    words = "apple bread chair desk engine flower garden hammer island jacket kettle ladder mirror needle onion pencil"
+    names = [*words.split(), "quilt", "rocket", "saddle", "teapot"]
+    rows = [
+        f'"{start} {name} {end}",about_{name}'
+        for name in names
+        for start, end in (
+            ("where can I buy a", "please"),
+            ("my", "is broken"),
+            ("I would like to return the", "I bought"),
+        )
+    ]
+    (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "router", "learn", "--task", "shop", "--data", "own.csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    service = serve((tmp_path / "crossover.toml").read_text().replace('head = "heads', f'head = "{tmp_path}/heads'))
+    answer = service.answer("the teapot is broken", route="local")
+    assert (answer["label"], answer["source"]) == ("about_teapot", "local")
