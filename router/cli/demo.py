@@ -203,21 +203,21 @@ async def send(url: str, rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def show_answers(console: Console, rows: list[Row], answers: list[dict[str, Any]]) -> None:
-    table = Table("source")
-    table.add_column("label", no_wrap=True, max_width=26)
+    table = Table("source", "label", box=None, pad_edge=False)
     for column in ("sure", "ms", "dollars"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("text", no_wrap=True)
+        table.add_column(column, justify="right")
+    table.add_column("text")
+    room = console.width - 58  # what the other columns leave
     for source in ("local", "frontier", "cache"):
         shown = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer["source"] == source][:3]
         for row, answer in shown:
             table.add_row(
                 source,
-                answer["label"],
+                shortened(answer["label"], 24),
                 "-" if answer["confidence"] is None else f"{answer['confidence']:.2f}",
                 f"{answer['latency_ms']['total']:.1f}",
                 f"{answer['cost_usd']:.6f}",
-                row.text,
+                shortened(row.text, room),
             )
         table.add_section()
     console.print(table)
@@ -231,6 +231,10 @@ def show_answers(console: Console, rows: list[Row], answers: list[dict[str, Any]
         f"{right} of {len(in_scope)} in-scope messages got the label that was meant "
         "(the simulated frontier reads it from the file, so only the local share is a measurement)"
     )
+
+
+def shortened(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: max(1, room - 1)] + "…"
 
 
 def stay(console: Console, url: str) -> None:
