@@ -20,7 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "GPU found: installing torch $(TORCH) with CUDA (several GB), then about 600 MB of other packages"; \
 	  $(BIN)/pip install -q -c constraints.txt torch==$(TORCH); \
 	elif echo "no GPU: installing the CPU build of torch $(TORCH) (about 200 MB), then about 600 MB of other packages"; \
-	  $(BIN)/pip install -q torch==$(TORCH)+cpu 2>/dev/null; then :; \
+	  $(BIN)/pip install -q torch==$(TORCH)+cpu 2>$(VENV)/torch.log; then :; \
+	elif ! grep -q "No matching distribution" $(VENV)/torch.log; then \
+	  cat $(VENV)/torch.log; exit 1; \
 	else \
 	  echo "this machine's pip finds no CPU build of torch $(TORCH): installing the default build (on Linux several GB"; \
 	  echo "with CUDA; to avoid that, point PIP_EXTRA_INDEX_URL at an index of CPU builds and start again)"; \

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from local_model.model import LocalModel
 from router import config_file, paths
-from router.service import model_settings, task_specs
+from router.wiring import model_settings, task_specs
 
 
 def main() -> None:
@@ -21,9 +21,7 @@ def main() -> None:
     # Keys are for the container, not for its image: without them only a loopback host is a valid config.
     environment = {"CROSSOVER_SERVER__HOST": "127.0.0.1", **os.environ}
     loaded = config_file.load(Path(sys.argv[1]), environment)
-    model = LocalModel.load(
-        model_settings(loaded.config), task_specs(loaded), cache_dir=paths.cache_dir(), progress=_say
-    )
+    model = LocalModel.load(model_settings(loaded), task_specs(loaded), cache_dir=paths.cache_dir(), progress=_say)
     model.warm()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NewType
 
 import msgspec
 
 from providers.types import AuthFailed, ProviderError, RateLimited, TimedOut
 
 State = Literal["closed", "open", "half_open"]
+#: Of one call; to be handed back with its end.
+Admission = NewType("Admission", int)
 
 
 class BreakerSettings(msgspec.Struct, frozen=True):
@@ -25,14 +27,16 @@ class BreakerSettings(msgspec.Struct, frozen=True):
 class Breaker:
     """Closed: calls pass. Open: none, for a while. Half open: one call probes, and its end decides.
 
-    Every `admit()` that returned True needs exactly one `succeeded`, `failed` or `abandoned`.
+    Every admission needs exactly one `succeeded`, `failed` or `abandoned`. A call may end long after it was admitted:
+    it tells about the period (a number) it was admitted in, and neither closes nor opens the breaker in a later one.
     """
 
     def __init__(self, settings: BreakerSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._open_until: float | None = None
-        self._probing = False
+        self._period = 0  # a new one with every opening and every probe
+        self._probe: int | None = None  # the period of the probe under way
         self.failures = 0
         self.last_error: str | None = None
 
@@ -46,38 +50,45 @@ class Breaker:
         """Seconds until the next probe may pass."""
         return 0.0 if self._open_until is None else max(0.0, self._open_until - self._clock())
 
-    def admit(self) -> bool:
+    def admit(self) -> Admission | None:
+        """None: make no call. Else hand it back with the call's end."""
         if self.state == "closed":
-            return True
-        if self.state == "open" or self._probing:
-            return False
-        self._probing = True
-        return True
+            return Admission(self._period)
+        if self.state == "open" or self._probe is not None:
+            return None
+        self._period += 1
+        self._probe = self._period
+        return Admission(self._period)
 
-    def succeeded(self) -> None:
-        self._probing = False
-        self._open_until = None
-        self.failures = 0
+    def succeeded(self, admission: Admission) -> None:
+        self.abandoned(admission)
+        if admission == self._period:
+            self._open_until = None
+            self.failures = 0
 
-    def abandoned(self) -> None:
+    def abandoned(self, admission: Admission) -> None:
         """The call ended before the provider could show anything."""
-        self._probing = False
+        if admission == self._probe:
+            self._probe = None
 
-    def failed(self, error: ProviderError, given_s: float) -> None:
+    def failed(self, admission: Admission, error: ProviderError, given_s: float) -> None:
         """`given_s`: how long the provider was given to answer."""
-        probed, self._probing = self._probing, False
+        probed = admission == self._probe
+        self.abandoned(admission)
         self.last_error = type(error).__name__
         s = self._settings
         if isinstance(error, TimedOut) and given_s < s.patience_s:
             return
         self.failures += 1
+        # A refused key and a plea for patience hold whenever the call was admitted.
         if isinstance(error, AuthFailed):
             self._open(s.auth_open_s)
         elif isinstance(error, RateLimited) and error.retry_after:
             self._open(min(error.retry_after, s.retry_after_max_s))
-        elif probed or self.failures >= s.failures:
+        elif admission == self._period and (probed or self.failures >= s.failures):
             self._open(s.open_s)
 
     def _open(self, seconds: float) -> None:
         # Calls that were already under way may fail later and for milder reasons; they don't shorten the wait.
+        self._period += 1
         self._open_until = max(self._open_until or 0.0, self._clock() + seconds)

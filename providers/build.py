@@ -9,23 +9,16 @@ from providers.types import Provider
 Kind = Literal["anthropic", "openai"]
 
 
-def build(
-    kind: Kind,
-    *,
-    name: str,
-    model: str,
-    api_key: str,
-    base_url: str | None = None,
-    effort: str | None = None,
-    insecure_http: bool = False,
-) -> Provider:
-    """Raises `ValueError` for an unknown kind, and for a key or a URL that can't be used."""
+def build(kind: Kind, *, name: str, model: str, api_key: str, base_url: str | None = None) -> Provider:
+    """`base_url`: None for the provider's own. Raises `ValueError` for an unknown kind, and for a key or a URL that
+    can't be used."""
+    given = {"base_url": base_url} if base_url else {}
     if kind == "anthropic":
-        from providers.anthropic_api import AnthropicProvider
+        from providers import anthropic_api
 
-        return AnthropicProvider(name, model, api_key, base_url, effort=effort, insecure_http=insecure_http)
+        return anthropic_api.provider(name, model, api_key, **given)
     if kind == "openai":
-        from providers.openai_api import OpenAIProvider
+        from providers import openai_api
 
-        return OpenAIProvider(name, model, api_key, base_url, effort=effort, insecure_http=insecure_http)
+        return openai_api.provider(name, model, api_key, **given)
     raise ValueError(f"provider {name!r}: unknown kind {kind!r}; there are anthropic and openai")

@@ -17,6 +17,15 @@ from providers.transport import ReplyTooLarge
 from providers.types import AuthFailed, BadAnswer, BadRequest, ProviderError, RateLimited, TimedOut, Unavailable
 
 
+def from_error(error: Exception) -> ProviderError:
+    """Whatever an SDK raised. Both SDKs' errors of a status carry the `response` and the name that the body gave."""
+    response = getattr(error, "response", None)
+    if isinstance(response, httpx2.Response) and not response.is_success:
+        code = getattr(error, "code", None) or getattr(error, "type", None)
+        return from_status(response.status_code, response.headers, str(code))
+    return from_cause(error)
+
+
 def from_status(status: int, headers: Mapping[str, str], code: str = "") -> ProviderError:
     """`code` is the error's own name in the body, where it has one."""
     said = f"HTTP {status}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
-from cost.types import Usage
+from providers.settlement import Prices
 from providers.types import AuthFailed, BadAnswer, BadRequest, Label, Provider, ProviderError, Question, RateLimited
 
 _QUESTION = Question(
@@ -14,12 +14,6 @@ _QUESTION = Question(
     text="Where is the parcel that I ordered last week?",
     labels=(Label("delivery", "about a parcel on its way"), Label("refund", "about getting money back")),
 )
-
-
-class Prices(Protocol):
-    """`cost.prices.PriceTable`."""
-
-    def cost_nano(self, model: str, usage: Usage) -> int | None: ...
 
 
 class Finding(msgspec.Struct, frozen=True):

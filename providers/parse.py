@@ -8,7 +8,7 @@ from collections.abc import Container
 from contextlib import suppress
 
 from cost.types import Usage
-from providers.types import Answer, BadAnswer, Question
+from providers.types import Answer, BadAnswer
 
 _NAME = re.compile(r"[A-Za-z0-9._:/@-]{1,128}")
 
@@ -31,10 +31,10 @@ def label_of(reply: str, labels: Container[str]) -> str:
     return label
 
 
-def answer_of(reply: str, question: Question, *, model: str, usage: Usage) -> Answer:
+def answer_of(reply: str, labels: Container[str], *, model: str, usage: Usage) -> Answer:
     """An answer of `model` at the price of `usage`. Raises `BadAnswer` with both: it is billed all the same."""
     try:
-        label = label_of(reply, {label.name for label in question.labels})
+        label = label_of(reply, labels)
     except BadAnswer as error:
         error.model, error.usage = model, usage
         raise

@@ -12,7 +12,7 @@ from providers.types import Answer, ProviderError
 log = structlog.get_logger(__name__)
 
 
-class PricesLike(Protocol):
+class Prices(Protocol):
     """`cost.prices.PriceTable`."""
 
     @property
@@ -24,7 +24,7 @@ class PricesLike(Protocol):
 class Settlement:
     """Prices the ends of the attempts at one configured model; `bound` and `estimate` are an attempt's upper bound."""
 
-    def __init__(self, prices: PricesLike, configured: str) -> None:
+    def __init__(self, prices: Prices, configured: str) -> None:
         self._prices = prices
         self._configured = configured
         self._unpriced: set[str] = set()  # told once each

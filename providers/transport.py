@@ -1,4 +1,4 @@
-"""The socket below the SDKs: small replies only, no redirects, no plain text beyond this machine, every call counted.
+"""The socket below the SDKs: small replies only, no redirects, no plain text beyond this machine.
 
 The SDKs use httpx2. They are given a client with this transport, and nothing of them is patched.
 """
@@ -21,16 +21,14 @@ class ReplyTooLarge(httpx2.TransportError):
 
 
 class BoundedTransport(httpx2.AsyncBaseTransport):
-    """Reads each reply whole, decoding at most `MAX_REPLY_BYTES` of it; `calls` counts the requests."""
+    """Reads each reply whole, decoding at most `MAX_REPLY_BYTES` of it."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
-        self.calls = 0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         # A gzip bomb is decoded before an SDK can look at it, so none is asked for.
         request.headers["accept-encoding"] = "identity"
-        self.calls += 1
         response = await self._inner.handle_async_request(request)
         try:
             body = await _bounded(response)
@@ -61,7 +59,7 @@ async def _bounded(response: httpx2.Response) -> bytes:
     return bytes(body)
 
 
-def http_client(base_url: str, *, insecure_http: bool = False) -> tuple[httpx2.AsyncClient, BoundedTransport]:
+def http_client(base_url: str) -> httpx2.AsyncClient:
     """A client for one provider. Raises `ValueError` for a URL that would send key and text in the clear.
 
     A proxy from the environment (HTTPS_PROXY, NO_PROXY) is honoured: with a transport of one's own httpx2 ignores it.
@@ -72,13 +70,12 @@ def http_client(base_url: str, *, insecure_http: bool = False) -> tuple[httpx2.A
     if url.userinfo:
         raise ValueError(f"base_url for {url.host} holds a password; keys belong into api_key")
     local = _is_loopback(url.host)
-    if url.scheme == "http" and not (local or insecure_http):
+    if url.scheme == "http" and not local:
         raise ValueError(f"base_url {base_url!r} is not https: key and texts would travel in the clear")
     proxy = None if local or proxy_bypass(url.host) else getproxies().get(url.scheme)
-    transport = BoundedTransport(httpx2.AsyncHTTPTransport(proxy=proxy))
-    client = httpx2.AsyncClient(transport=transport, follow_redirects=False, trust_env=False)
     _keep_texts_out_of_logs()
-    return client, transport
+    transport = BoundedTransport(httpx2.AsyncHTTPTransport(proxy=proxy))
+    return httpx2.AsyncClient(transport=transport, follow_redirects=False, trust_env=False)
 
 
 def checked_key(api_key: str, name: str) -> str:

@@ -32,12 +32,12 @@ class Keys:
         self._keys = [(bytes.fromhex(key.sha256), Tenant(key.tenant, key.escalate)) for key in auth.keys]
         self._admin = [bytes.fromhex(key) for key in auth.admin]
 
-    def tenant(self, presented: str | None) -> Tenant:
+    def tenant(self, presented: bytes) -> Tenant:
         """Raises `unauthorized`."""
         if not self._keys:
             return Tenant(LOCAL_TENANT)
         found: Tenant | None = None
-        hashed = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
+        hashed = hashlib.sha256(presented).digest()
         for known, tenant in self._keys:
             if hmac.compare_digest(hashed, known):
                 found = tenant
@@ -47,22 +47,21 @@ class Keys:
             )
         return found
 
-    def admin(self, presented: str | None) -> None:
+    def admin(self, presented: bytes) -> None:
         """Raises `unauthorized`, unless no key of any kind is configured (then only this machine can connect)."""
         if not self._admin and not self._keys:
             return
-        hashed = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
+        hashed = hashlib.sha256(presented).digest()
         if not any([hmac.compare_digest(hashed, known) for known in self._admin]):  # noqa: C419 - all, in constant time
             raise ProblemError("unauthorized", "this needs a key of [auth] admin")
 
 
-def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
-    """The key in `Authorization: Bearer` or `X-API-Key`."""
-    authorization = headers.get(b"authorization", b"").decode("latin-1")
-    scheme, _, key = authorization.partition(" ")
-    if scheme.lower() == "bearer" and key:
+def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key in `Authorization: Bearer` or `X-API-Key`; empty if there is none."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and key:
         return key.strip()
-    return headers.get(b"x-api-key", b"").decode("latin-1") or None
+    return headers.get(b"x-api-key", b"")
 
 
 class Slots:
@@ -90,10 +89,9 @@ def check_media_type(headers: Mapping[bytes, bytes]) -> None:
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int, seconds: float) -> bytes:
     """The body, at most `limit` bytes, within `seconds` (uvicorn itself waits forever)."""
-    too_large = ProblemError("too-large", f"the body may have {limit} bytes (server.max_body_bytes)")
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -105,11 +103,15 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
                 if size > limit:
-                    raise too_large
+                    raise _too_large(limit)
                 if not message.get("more_body", False):
                     return b"".join(chunks) if len(chunks) > 1 else chunks[0]
     except TimeoutError:
         raise ProblemError("slow-body", f"the body must arrive within {seconds:g} s") from None
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError("too-large", f"the body may have {limit} bytes (server.max_body_bytes)")
 
 
 def unique_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

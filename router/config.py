@@ -16,6 +16,7 @@ Milliseconds = Annotated[int, Meta(ge=1, le=600_000)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Usd = Annotated[float, Meta(ge=0.0, le=1_000_000.0)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Meta(min_length=1)]
 Escalate = Literal["auto", "never"]
 OverLength = Literal["escalate", "truncate", "reject"]
 
@@ -57,8 +58,8 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    source: str = "all-MiniLM-L6-v2"
-    revision: str | None = None
+    source: Text = "all-MiniLM-L6-v2"
+    revision: Text | None = None
     engine: Literal["auto", "onnx", "torch"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -73,9 +74,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    head: str | None = None
-    model: str | None = None
-    revision: str | None = None
+    head: Text | None = None
+    model: Text | None = None
+    revision: Text | None = None
     over_length: OverLength | None = None
     instructions: Annotated[str, Meta(max_length=4_000)] = ""
     descriptions: dict[str, str] = {}
@@ -109,7 +110,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    path: str | None = None
+    path: Text | None = None
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

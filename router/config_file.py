@@ -1,9 +1,13 @@
-"""Reads a config file and the environment, and reports every problem at once: file, line, key, what to do."""
+"""Reads a config file and the environment, and reports every problem at once: file, line, key, what to do.
+
+This module compares what was written with the types in `router.config`; what only several keys, the disk and the
+environment show together is in `router.config_checks`.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
@@ -11,14 +15,18 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from router import paths
+from router import config_checks, paths
 from router.config import Config
+from router.config_checks import Key
 
 ENV_PREFIX = "CROSSOVER_"
+#: Keys whose values are not shown: people put secrets there, if only by mistake. So is everything below [auth].
+SECRET = {"api_key_env", "base_url", "url", "secret", "sha256"}
+_NOTHING: Any = object()  # what is left of a value with a mistake in it
 
 
 class ConfigError(Exception):
@@ -33,6 +41,7 @@ class Loaded(msgspec.Struct, frozen=True):
     config: Config
     path: Path  # relative paths in the config start from its folder
     notes: tuple[str, ...] = ()  # said at start: defaults that cost or expose something
+    overridden: frozenset[Key] = frozenset()  # keys that the environment set
 
 
 def default_path() -> Path:
@@ -42,7 +51,8 @@ def default_path() -> Path:
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, serving: bool = True) -> Loaded:
-    """Raises `ConfigError` with all problems found. `serving` false: what only serving needs (keys) may be missing."""
+    """Raises `ConfigError` with all problems found. `serving` false: what only serving needs may be missing or wrong
+    (tasks, heads, models, keys, prices)."""
     path = path or default_path()
     try:
         text = path.read_text(encoding="utf-8")
@@ -54,141 +64,107 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, s
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
-    overrides = _apply_environment(tree, environ)
+    return load_tree(tree, path, environ, text=text, serving=serving)
 
-    where = _Places(path, text, overrides)
+
+def load_tree(
+    tree: Mapping[str, Any],
+    path: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    text: str = "",
+    serving: bool = True,
+) -> Loaded:
+    """A config that is in no file, or not only: `path` is what messages call it and where relative paths start,
+    `text` where lines are counted. The environment overrides it. Raises `ConfigError`."""
+    written = copy.deepcopy(dict(tree))
     problems: list[str] = []
-    _check(Config, tree, (), where, problems)
+    overrides = _apply_environment(written, environ, problems)
+    where = _Places(path, text, overrides)
+    # What has no mistake in it is checked further, so that one run names them all.
+    config = msgspec.convert(_check(Config, written, (), where, problems), Config)
+    if serving:
+        found = config_checks.check(config, written, path, environ)
+        problems += [f"{where(key)}: {message}" for key, message in found]
     if problems:
         raise ConfigError(problems)
-    config = msgspec.convert(tree, Config)
-    problems += [f"{where(key)}: {message}" for key, message in _cross_checks(config, path, environ, serving)]
-    if problems:
-        raise ConfigError(problems)
-    return Loaded(config, path, tuple(_notes(config)))
+    return Loaded(config, path, tuple(config_checks.notes(config, path)), frozenset(overrides))
 
 
-def relative_to(path: Path, value: str) -> Path:
-    """A path in the config, seen from the config's folder."""
-    return (path.parent / Path(value).expanduser()).resolve()
+def ledger_path(loaded: Loaded) -> Path:
+    """[ledger] path, else the one in the state folder."""
+    path = loaded.config.ledger.path
+    return paths.relative_to(loaded.path, path) if path else paths.state_dir() / "ledger.db"
 
 
-def head_path(path: Path, value: str) -> Path:
-    """A task's `head`: a folder seen from the config, or the name of one shipped with `local_model`."""
-    local = relative_to(path, value)
-    shipped = Path(__file__).resolve().parent.parent / "local_model" / "heads" / value
-    return shipped if "/" not in value and not local.exists() and shipped.exists() else local
+# the environment -----------------------------------------------------------------------------------------------------
 
 
-def _cross_checks(
-    config: Config, path: Path, environ: Mapping[str, str], serving: bool
-) -> list[tuple[tuple[str, ...], str]]:
-    """What no single key can show."""
-    from cost.prices import PriceTable
-
-    found: list[tuple[tuple[str, ...], str]] = []
-    if not config.tasks:
-        found.append((("tasks",), "no task is configured; add a [tasks.NAME] section, or use `serve --model`"))
-    for name, task in config.tasks.items():
-        here = ("tasks", name)
-        if (task.head is None) == (task.model is None):
-            found.append((here, "give either `head` (a folder made by `crossover learn`) or `model`, not both"))
-        elif task.head is not None and not (head_path(path, task.head) / "manifest.json").exists():
-            missing = head_path(path, task.head)
-            found.append(((*here, "head"), f"no head at {missing}; make one with `crossover learn --task {name}`"))
-        if task.over_length == "escalate" and not config.providers:
-            found.append(((*here, "over_length"), '"escalate" needs a provider; use "truncate" or "reject"'))
-    prices = PriceTable.load()
-    for name, provider in config.providers.items():
-        here = ("providers", name)
-        on_this_machine = provider.base_url is not None and _is_loopback_url(provider.base_url)
-        if serving and not environ.get(provider.key_variable) and not on_this_machine:
-            found.append((here, f"the environment variable {provider.key_variable} is not set; it holds the API key"))
-        if provider.price is None and prices.price(provider.model) is None:
-            found.append(
-                (
-                    (*here, "model"),
-                    f"no price is known for {provider.model!r} (price table of {prices.version}); "
-                    f"add [providers.{name}.price] with dollars per million tokens, or correct the name",
-                )
-            )
-        if provider.base_url and provider.base_url.startswith("http://") and not on_this_machine:
-            found.append(((*here, "base_url"), "must be https:// unless it is on this machine"))
-    if not config.auth.keys and not is_loopback(config.server.host):
-        found.append(
-            (
-                ("server", "host"),
-                f"{config.server.host} can be reached from other machines, but [[auth.keys]] is empty; add a key, "
-                'or use host = "127.0.0.1"',
-            )
-        )
-    if sum(hardware.this_machine for hardware in config.hardware.values()) > 1:
-        found.append((("hardware",), "only one entry can have this_machine = true"))
-    return found
-
-
-def _notes(config: Config) -> list[str]:
-    notes = []
-    if config.providers and config.budget.usd_per_day is None:
-        notes.append(
-            f"budget.usd_per_day is not set: paid calls stop at ${config.budget_usd:.2f} a day (UTC); "
-            "uncertain texts then get the local label, marked degraded"
-        )
-    if not config.providers:
-        notes.append("no provider is configured: uncertain texts get the local label, marked degraded: no_provider")
-    if not config.auth.keys:
-        notes.append("no API keys are configured: only this machine can connect, and everybody is tenant 'local'")
-    return notes
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _is_loopback_url(url: str) -> bool:
-    match = re.match(r"^https?://(\[[^\]]+\]|[^/:]+)", url)
-    return bool(match) and is_loopback(match.group(1) if match else "")
-
-
-def _apply_environment(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Write `CROSSOVER_A__B=value` into `tree`; gives which variable set which key."""
-    overrides: dict[tuple[str, ...], str] = {}
+def _apply_environment(tree: dict[str, Any], environ: Mapping[str, str], problems: list[str]) -> dict[Key, str]:
+    """Write `CROSSOVER_A__B=value` into `tree`; gives which variable set which key. Names are taken as they stand in
+    the tree, whatever their case ([tasks.Banking]), else in lower case."""
+    overrides: dict[Key, str] = {}
     for variable, value in environ.items():
         if not variable.startswith(ENV_PREFIX) or "__" not in variable:
             continue
-        key = tuple(part.lower() for part in variable.removeprefix(ENV_PREFIX).split("__"))
-        node = tree
-        for part in key[:-1]:
-            child = node.setdefault(part, {})
-            if not isinstance(child, dict):
+        *sections, last = variable.removeprefix(ENV_PREFIX).split("__")
+        node: Any = tree
+        key: Key = ()
+        for section in sections:
+            key = (*key, _as_written(section, node))
+            node = node.setdefault(key[-1], {})
+            if not isinstance(node, dict):
+                problems.append(
+                    f"environment variable {variable}: {'.'.join(key)} is not a section, so nothing in it can be set; "
+                    "change the file, or unset the variable"
+                )
                 break
-            node = child
         else:
-            node[key[-1]] = _parse_value(value)
+            key = (*key, _as_written(last, node))
+            node[key[-1]] = value if _is_text(_kind_at(key)) else _parse_value(value)
             overrides[key] = variable
     return overrides
 
 
+def _as_written(name: str, node: Mapping[str, Any]) -> str:
+    lower = name.lower()
+    return lower if lower in node else next((known for known in node if known.lower() == lower), lower)
+
+
+def _kind_at(key: Key) -> Any:
+    """The type of the value at `key`; None if there is no such key."""
+    kind: Any = Config
+    for name in key:
+        kind = _section(kind)
+        kind = get_args(kind)[1] if get_origin(kind) is dict else _hints(kind).get(name)
+    return kind
+
+
+def _is_text(kind: Any) -> bool:
+    if get_origin(kind) in (types.UnionType, typing.Union, Annotated):
+        return any(_is_text(part) for part in get_args(kind))
+    return kind is str
+
+
 def _parse_value(value: str) -> Any:
-    """As TOML would read it; what is not TOML is a string: `redis://...` needs no quotes."""
+    """As TOML would read it; what is not TOML is a string."""
     try:
         return tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         return value
 
 
+# where a key stands --------------------------------------------------------------------------------------------------
+
+
 class _Places:
     """Where a key stands: `file:line: key`, or the environment variable that set it."""
 
-    def __init__(self, path: Path, text: str, overrides: Mapping[tuple[str, ...], str]) -> None:
+    def __init__(self, path: Path, text: str, overrides: Mapping[Key, str]) -> None:
         self._path = path
         self._overrides = overrides
-        self._lines: dict[tuple[str, ...], int] = {}
-        section: tuple[str, ...] = ()
+        self._lines: dict[Key, int] = {}
+        section: Key = ()
         for number, line in enumerate(text.splitlines(), 1):
             if header := re.match(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?", line):
                 section = tuple(part.strip().strip("\"'") for part in header.group(1).split("."))
@@ -197,58 +173,85 @@ class _Places:
                 parts = tuple(part.strip("\"'") for part in key.group(1).split("."))
                 self._lines.setdefault(section + parts, number)
 
-    def __call__(self, key: tuple[str, ...]) -> str:
+    def __call__(self, key: Key) -> str:
         name = ".".join(key)
-        if key in self._overrides:
-            return f"environment variable {self._overrides[key]} ({name})"
         for length in range(len(key), 0, -1):
+            if key[:length] in self._overrides:
+                return f"environment variable {self._overrides[key[:length]]} ({name})"
             if key[:length] in self._lines:
                 return f"{self._path}:{self._lines[key[:length]]}: {name}"
         return f"{self._path}: {name}"
 
 
-def _check(kind: Any, value: Any, key: tuple[str, ...], where: _Places, problems: list[str]) -> None:
-    """Compare `value` with the type, descending into sections, so that one mistake does not hide the next."""
-    if get_origin(kind) is types.UnionType and isinstance(value, dict):
-        kind = next((k for k in get_args(kind) if isinstance(k, type) and issubclass(k, msgspec.Struct)), kind)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+# the types -----------------------------------------------------------------------------------------------------------
+
+
+def _check(kind: Any, value: Any, key: Key, where: _Places, problems: list[str]) -> Any:
+    """Compare `value` with the type, descending into sections, so that one mistake does not hide the next.
+
+    Gives what is left of it without the mistakes; `_NOTHING` if it can't be used at all.
+    """
+    kind = _section(kind)
+    if _hints(kind):
+        return _check_section(kind, value, key, where, problems)
+    if get_origin(kind) is dict:
         if not isinstance(value, dict):
-            problems.append(f"{where(key)}: should be a section, not {value!r}")
-            return
-        hints = typing.get_type_hints(kind, include_extras=True)
+            problems.append(f"{where(key)}: should be a section")
+            return _NOTHING
+        name_kind, item_kind = get_args(kind)
+        kept = {}
         for name, item in value.items():
-            if name in hints:
-                _check(hints[name], item, (*key, name), where, problems)
-            else:
-                close = difflib.get_close_matches(name, hints, 1, 0.5)
-                advice = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(hints)}"
-                problems.append(f"{where((*key, name))}: unknown key; {advice}")
-        problems += [
-            f"{where(key)}: `{field.name}` is missing"
-            for field in msgspec.structs.fields(kind)
-            if field.required and field.name not in value
-        ]
-        return
-    arguments = get_args(kind)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        for name, item in value.items():
-            _convert(name, arguments[0], (*key, name), where, problems, what="the name")
-            _check(arguments[1], item, (*key, name), where, problems)
-    elif get_origin(kind) is tuple and isinstance(value, list):
-        for number, item in enumerate(value):
-            _check(arguments[0], item, (*key, str(number)), where, problems)
-    else:
-        _convert(value, kind, key, where, problems)
+            good = _convert(name, name_kind, (*key, name), where, problems, what="the name: ")
+            kept[name] = _check(item_kind, item, (*key, name), where, problems) if good is not _NOTHING else good
+        return {name: item for name, item in kept.items() if item is not _NOTHING}
+    if get_origin(kind) is tuple and isinstance(value, list):
+        items = [_check(get_args(kind)[0], item, (*key, str(i)), where, problems) for i, item in enumerate(value)]
+        return [item for item in items if item is not _NOTHING]
+    return _convert(value, kind, key, where, problems)
 
 
-def _convert(value: Any, kind: Any, key: tuple[str, ...], where: _Places, problems: list[str], what: str = "") -> None:
+def _check_section(kind: Any, value: Any, key: Key, where: _Places, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where(key)}: should be a section")
+        return _NOTHING
+    hints = _hints(kind)
+    kept = {}
+    for name, item in value.items():
+        if name in hints:
+            kept[name] = _check(hints[name], item, (*key, name), where, problems)
+        else:
+            close = difflib.get_close_matches(name, hints, 1, 0.5)
+            advice = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(hints)}"
+            problems.append(f"{where((*key, name))}: unknown key; {advice}")
+    required = {field.name for field in msgspec.structs.fields(kind) if field.required}
+    problems += [f"{where(key)}: `{name}` is missing" for name in hints if name in required and name not in value]
+    kept = {name: item for name, item in kept.items() if item is not _NOTHING}
+    return kept if required <= kept.keys() else _NOTHING
+
+
+def _convert(value: Any, kind: Any, key: Key, where: _Places, problems: list[str], what: str = "") -> Any:
     try:
         msgspec.convert(value, kind)
+        return value
     except msgspec.ValidationError as error:
-        secret = key[-1] in ("secret", "sha256", "url")  # a value here may be a secret somebody misplaced
-        shown = "" if secret else f" (it is {value!r})"
-        problems.append(f"{where(key)}: {what + ': ' if what else ''}{_in_words(str(error))}{shown}")
+        told = str(error).split(" - at ")[0].replace("`", "").replace("Expected", "expected")
+    choices = [part for part in get_args(kind) if isinstance(part, str)] if get_origin(kind) is Literal else []
+    if choices:
+        told = "expected " + " or ".join(f'"{choice}"' for choice in choices)
+    secret = key[0] == "auth" or key[-1] in SECRET
+    shown = "" if secret or isinstance(value, dict | list) else f" (it is {value!r})"
+    problems.append(f"{where(key)}: {what}{told}{shown}")
+    return _NOTHING
 
 
-def _in_words(message: str) -> str:
-    return message.split(" - at ")[0].replace("`", "").replace("Expected", "expected").replace("Invalid", "invalid")
+def _section(kind: Any) -> Any:
+    """`Price | None` is `Price`: TOML has no null."""
+    return (
+        next((part for part in get_args(kind) if _hints(part)), kind) if get_origin(kind) is types.UnionType else kind
+    )
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """The keys of a section, with their types; empty for what is none."""
+    is_section = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    return typing.get_type_hints(kind, include_extras=True) if is_section else {}

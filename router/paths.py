@@ -23,3 +23,21 @@ def shipped(name: str, in_checkout: str) -> Path:
     here = Path(__file__).resolve().parent
     installed = here / name
     return installed if installed.exists() else here.parent / in_checkout
+
+
+def relative_to(config: Path, value: str) -> Path:
+    """A path in the config, seen from the config's folder."""
+    return (config.parent / Path(value).expanduser()).resolve()
+
+
+def head_path(config: Path, value: str) -> Path:
+    """A task's `head`: a folder seen from the config, or the name of one shipped with `local_model`."""
+    local = relative_to(config, value)
+    shipped_head = Path(__file__).resolve().parent.parent / "local_model" / "heads" / value
+    return shipped_head if "/" not in value and not local.exists() and shipped_head.exists() else local
+
+
+def model_source(config: Path, value: str) -> str:
+    """[model] `source` or a task's `model`: the folder seen from the config if there is one, else `value`, a hub id."""
+    local = relative_to(config, value)
+    return str(local) if local.is_dir() else value

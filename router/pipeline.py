@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from cost.types import InputRow, LedgerError
+from cost.types import InputRow, LedgerError, LedgerUnwritable
 from local_model.types import Classifier, Expired, ModelError, OverLength, Prediction, QueueFull, TaskInfo
 from providers.types import Caller, Frontier, FrontierUnavailable, Label, Question
 from router import outcome as outcomes
 from router import policy
-from router.cache.client import Cache, Slot
 from router.cache.keys import normalize
+from router.cache.types import Cache, Slot
 from router.outcome import Outcome
 from router.policy import Rules
 from router.problems import ProblemError
@@ -60,8 +60,15 @@ class Ask(msgspec.Struct, frozen=True):
     write_cache: bool = True
 
 
+class Flight:
+    """A computation that several callers may wait for."""
+
+    task: asyncio.Task[Outcome]
+    local: Outcome | None = None  # once the local model has answered
+
+
 class Pipeline:
-    """Built once, in `router.app`."""
+    """Built once, in `router.service`."""
 
     def __init__(
         self,
@@ -87,7 +94,7 @@ class Pipeline:
         self._store_preview = store_preview
         self._clock = clock
         self._on_ledger_error = on_ledger_error
-        self._in_flight: dict[tuple[Any, ...], asyncio.Task[Outcome]] = {}
+        self._in_flight: dict[tuple[Any, ...], Flight] = {}
 
     async def classify(self, ask: Ask) -> list[Outcome]:
         """One outcome per text, in order. Raises `ProblemError` only for what fails the whole request."""
@@ -142,36 +149,49 @@ class Pipeline:
         leaders = {keys[i]: i for i in reversed(misses) if keys[i] not in self._in_flight}
         mine = sorted(leaders.values())
         for i, prediction in zip(mine, self._admit(ask, [texts[i] for i in mine]), strict=True):
-            self._launch(keys[i], self._answer(ask, i, texts[i], prediction))
+            self._launch(keys[i], ask, i, texts[i], prediction)
         flights = {i: self._in_flight[keys[i]] for i in misses}
 
-        loop = asyncio.get_running_loop()
         computed: dict[int, Outcome] = {}
         for i, flight in flights.items():
-            if i in mine:
-                computed[i] = await asyncio.shield(flight)
-                continue
-            await asyncio.wait({flight}, timeout=max(0.0, ask.deadline - loop.time()))
-            if not flight.done():
-                computed[i] = outcomes.failed("deadline", "an identical request was still being computed")
-            elif flight.cancelled() or flight.exception() or flight.result().depends_on_deadline:
-                alone = self._flight_key(ask, digests[i], i)  # its caller had less time than this one
-                (prediction,) = self._admit(ask, [texts[i]])
-                computed[i] = await asyncio.shield(self._launch(alone, self._answer(ask, i, texts[i], prediction)))
+            if leaders.get(keys[i]) == i:
+                computed[i] = await asyncio.shield(flight.task)
             else:
-                computed[i] = outcomes.shared(flight.result())
+                computed[i] = await self._join(flight, ask, i, texts[i], digests[i])
         return computed
 
     @staticmethod
     def _flight_key(ask: Ask, digest: bytes, alone: int | None) -> tuple[Any, ...]:
         """The digest names the tenant and the text. `alone`: an input that shares with nobody."""
-        key = (digest, ask.task.local_identity, ask.rules.may_escalate)
+        key = (ask.task.info.name, digest, ask.task.local_identity, ask.rules.may_escalate)
         return key if alone is None else (*key, ask.request_id, alone)
 
-    def _launch(self, key: tuple[Any, ...], answer: Coroutine[Any, Any, Outcome]) -> asyncio.Task[Outcome]:
-        task = self._in_flight[key] = asyncio.create_task(answer)
-        task.add_done_callback(lambda _: self._in_flight.pop(key, None))
-        return task
+    def _launch(
+        self, key: tuple[Any, ...], ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction]
+    ) -> Flight:
+        flight = self._in_flight[key] = Flight()
+        flight.task = asyncio.create_task(self._answer(ask, index, text, prediction, flight))
+        flight.task.add_done_callback(lambda _: self._in_flight.pop(key, None))
+        return flight
+
+    async def _join(self, flight: Flight, ask: Ask, index: int, text: str, digest: bytes) -> Outcome:
+        """Another caller's computation, for as long as this one's deadline allows; its own, if that caller had less
+        time and was therefore served less."""
+        remaining = ask.deadline - ANSWER_MARGIN_S - asyncio.get_running_loop().time()
+        await asyncio.wait({flight.task}, timeout=max(0.0, remaining))
+        if not flight.task.done():
+            late = FrontierUnavailable("deadline", "an identical request is still waiting for the frontier")
+            if flight.local is None:
+                return outcomes.failed("deadline", "an identical request is still being computed")
+            return outcomes.shared(outcomes.degraded(flight.local, late))
+        if not (flight.task.cancelled() or flight.task.exception() or flight.task.result().depends_on_deadline):
+            return outcomes.shared(flight.task.result())
+        try:
+            (prediction,) = self._admit(ask, [text])
+        except ProblemError as error:  # this input's problem: its neighbours may have been paid for
+            return outcomes.failed(error.kind, str(error))
+        alone = self._launch(self._flight_key(ask, digest, index), ask, index, text, prediction)
+        return await asyncio.shield(alone.task)
 
     # 2 local ---------------------------------------------------------------------------------------------------------
 
@@ -185,31 +205,34 @@ class Pipeline:
         except QueueFull as full:
             raise ProblemError("overloaded", str(full), retry_after=full.retry_after) from None
 
-    async def _answer(self, ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction]) -> Outcome:
+    async def _answer(
+        self, ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction], flight: Flight
+    ) -> Outcome:
         """The local answer where it stands, else the frontier's, else the local one marked degraded."""
         if not text:
             prediction.cancel()
             return outcomes.failed("empty", "nothing is left of the text without white space")
-        local = await self._local(ask, prediction)
-        if local.label is None:
-            wants_frontier = (
-                ask.rules.may_escalate
-                and local.error != "deadline"
-                and (local.error != "over-length" or ask.rules.over_length == "escalate")
-            )
-        else:
-            wants_frontier = not policy.accepts(
-                ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
-            )
-        return await self._escalate(ask, index, text, local) if wants_frontier else local
+        local = flight.local = await self._local(ask, prediction)
+        stands = local.label is not None and policy.accepts(
+            ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
+        )
+        hopeless = local.error == "deadline" or (
+            local.error == "over-length" and policy.too_long(ask.rules) != "escalate"
+        )
+        if stands or hopeless or not ask.rules.may_escalate:
+            return local
+        return await self._escalate(ask, index, text, local)
 
     async def _local(self, ask: Ask, prediction: asyncio.Future[Prediction]) -> Outcome:
         try:
-            return outcomes.from_prediction(await prediction, ask.task.info, self._nano_per_local_us)
+            async with asyncio.timeout_at(ask.deadline):
+                return outcomes.from_prediction(await prediction, ask.task.info, self._nano_per_local_us)
         except OverLength as error:
             return outcomes.failed("over-length", str(error), tokens=error.tokens)
         except Expired as error:
             return outcomes.failed("deadline", str(error))
+        except TimeoutError:
+            return outcomes.failed("deadline", "the local model did not answer in time")
         except ModelError as error:
             return outcomes.failed("model-failed", str(error))
 
@@ -244,10 +267,16 @@ class Pipeline:
             )
             for i, outcome in enumerate(done)
         ]
-        try:
-            await self._ledger.record(rows)
-        except LedgerError as error:
+        writing = asyncio.ensure_future(self._ledger.record(rows))
+        remaining = ask.deadline - asyncio.get_running_loop().time()
+        await asyncio.wait({writing}, timeout=max(ANSWER_MARGIN_S, remaining))
+        if not writing.done():  # it goes on; who waited this long is not kept longer
+            writing.add_done_callback(lambda late: late.cancelled() or late.exception())
+            self._on_ledger_error(LedgerUnwritable("not written within the deadline"))
+        elif isinstance(error := writing.exception(), LedgerError):
             self._on_ledger_error(error)
+        else:
+            writing.result()
 
     def _remember(self, ask: Ask, texts: Sequence[str], digests: Sequence[bytes], done: Sequence[Outcome]) -> None:
         if not ask.write_cache:

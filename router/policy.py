@@ -34,6 +34,8 @@ def rules_for(
 def accepts(rules: Rules, label: str, confidence: float, *, truncated: bool = False) -> bool:
     """Whether the local answer stands. Without a way out it stands whatever its confidence: that is the caller's
     choice (`route: "local"`, `escalate = "never"`) and no degradation."""
+    if truncated and too_long(rules) == "reject":  # kept when another rule held
+        return False
     if not rules.may_escalate:
         return True
     if truncated and rules.over_length == "escalate":

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -16,20 +15,23 @@ import structlog
 
 from cost.ledger import Ledger
 from cost.types import NANO_PER_USD, LedgerError, Outcome
-from local_model.model import LocalModel, ModelSettings, TaskSpec
+from local_model.model import LocalModel
 from providers.chain import Chain
 from providers.types import Label, Provider
-from router import paths
-from router.admission import Keys, Slots
+from router import paths, policy
+from router.admission import Keys, Slots, Tenant
 from router.cache import inspect, keys
-from router.cache.client import Cache, NoCache, RedisCache, connect
+from router.cache.client import RedisCache, connect
 from router.cache.embedded import EmbeddedRedis
+from router.cache.types import Cache, NoCache
 from router.config import Config, Hardware
-from router.config_file import Loaded, head_path, relative_to
-from router.pipeline import Pipeline, TaskRoute
+from router.config_file import Loaded, ledger_path
+from router.pipeline import Ask, Pipeline, TaskRoute
 from router.problems import ProblemError
 from router.reporting import price_table
 from router.telemetry import Telemetry
+from router.types import ClassifyRequest
+from router.wiring import model_settings, task_specs
 
 log = structlog.get_logger("crossover")
 
@@ -38,7 +40,7 @@ DEFAULT_HARDWARE = Hardware(usd_per_hour=0.0816, this_machine=True)
 
 
 class Service:
-    """Open with `async with service.opened(): ...`; requests are answered once `state` is "ready"."""
+    """`open()`, then requests are answered once `state` is "ready", then `close()`."""
 
     def __init__(self, loaded: Loaded, *, on_fatal: Callable[[str], None] = lambda _reason: None) -> None:
         self.config: Config = loaded.config
@@ -121,7 +123,7 @@ class Service:
         try:
             model = await asyncio.to_thread(
                 LocalModel.load,
-                model_settings(self.config),
+                model_settings(self.loaded),
                 task_specs(self.loaded),
                 cache_dir=paths.cache_dir(),
                 progress=lambda text: log.info("loading", step=text),
@@ -211,6 +213,41 @@ class Service:
             raise ProblemError("unknown-task", f"no such task; configured are: {known}")
         return task
 
+    def ask(
+        self,
+        request: ClassifyRequest,
+        tenant: Tenant,
+        request_id: str,
+        started_ns: int,
+        *,
+        deadline_ms: int | None = None,
+        read_cache: bool = True,
+        write_cache: bool = True,
+    ) -> Ask:
+        """The request, with what the config and the caller's key say of it. Raises `unknown-task`."""
+        route = self.task(request.task)
+        configured = self.config.tasks[route.info.name]
+        longest_ms = self.config.server.deadline_ms
+        milliseconds = longest_ms if deadline_ms is None else min(deadline_ms, longest_ms)
+        return Ask(
+            request_id=request_id,
+            tenant=tenant.name,
+            task=route,
+            texts=[request.input] if isinstance(request.input, str) else request.input,
+            rules=policy.rules_for(
+                configured.policy,
+                configured.over_length,
+                tenant=tenant.escalate,
+                route=request.route,
+                provider=bool(self.config.providers),
+            ),
+            deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
+            started_ns=started_ns,
+            strict=request.strict,
+            read_cache=read_cache,
+            write_cache=write_cache,
+        )
+
     def degradations(self) -> list[str]:
         """What does not work while answers still flow. Shown by /ready, never as red."""
         found = []
@@ -236,11 +273,6 @@ class Service:
         self.telemetry.spend.labels(provider, model, outcome.state).inc(outcome.cost_nano / NANO_PER_USD)
 
 
-def ledger_path(loaded: Loaded) -> Path:
-    path = loaded.config.ledger.path
-    return relative_to(loaded.path, path) if path else paths.state_dir() / "ledger.db"
-
-
 def make_provider(name: str, config: Config) -> Provider:
     from providers.build import build
 
@@ -252,30 +284,6 @@ def make_provider(name: str, config: Config) -> Provider:
         api_key=os.environ.get(provider.key_variable) or "none",
         base_url=provider.base_url,
     )
-
-
-def model_settings(config: Config) -> ModelSettings:
-    model = config.model
-    return ModelSettings(
-        source=model.source,
-        revision=model.revision,
-        engine=model.engine,
-        device=model.device,
-        threads=model.threads,
-        queue_items=model.queue_items,
-        max_tokens=model.max_tokens,
-    )
-
-
-def task_specs(loaded: Loaded) -> list[TaskSpec]:
-    return [
-        TaskSpec(
-            name=name,
-            head=None if task.head is None else head_path(loaded.path, task.head),
-            model=f"{task.model}@{task.revision}" if task.model and task.revision else task.model,
-        )
-        for name, task in loaded.config.tasks.items()
-    ]
 
 
 def task_route(name: str, config: Config, model: LocalModel, secret: bytes, chain: str) -> TaskRoute:

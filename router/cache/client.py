@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from router.cache import keys
 from router.cache.entry import Corrupt, Entry, decode, encode
+from router.cache.types import Slot
 
 log = structlog.get_logger("crossover.cache")
 
@@ -32,38 +33,6 @@ FAILURES_TO_OPEN = 5
 SECONDS_TO_OPEN = 0.25
 PROBE_SECONDS = 1.0
 WRITES_IN_FLIGHT = 1024
-
-
-class Slot(NamedTuple):
-    """Where one answer belongs: all parts of a key but the generation, which the cache knows."""
-
-    tenant: str
-    task: str
-    text: bytes  # digest
-    identity: str
-    labels: Collection[str]
-
-
-class Cache(Protocol):
-    """The seam. Neither method raises."""
-
-    async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
-        """The entries of `slots`, in order; None for a miss or a failure."""
-        ...
-
-    def store(self, slot: Slot, entry: Entry) -> None:
-        """Write in the background; `entry.key` is filled in."""
-        ...
-
-
-class NoCache:
-    """`cache.url = "off"`."""
-
-    async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
-        return [None] * len(slots)
-
-    def store(self, slot: Slot, entry: Entry) -> None:
-        pass
 
 
 def connect(url: str) -> Redis:
@@ -82,7 +51,7 @@ def connect(url: str) -> Redis:
 
 
 class RedisCache:
-    """See the module. `on_lookup` is called with "error" for a failed lookup, "corrupt" for a damaged entry."""
+    """Implements `router.cache.types.Cache`. `on_lookup` is told "error" and "corrupt" (a damaged entry)."""
 
     def __init__(
         self, redis: Redis, *, ttl_s: int, lookup_s: float, on_lookup: Callable[[str], None] = lambda _result: None
@@ -138,8 +107,8 @@ class RedisCache:
             values: list[Any] = await self._redis.mget([keys.generation_key(task) for task in tasks] + names)
             stale = False
             for task, current in zip(tasks, values, strict=False):
-                if current is None or _text(current) != self._generations[task]:
-                    self._generations[task] = await self._generation(task)
+                if _text(current) != self._generations[task]:
+                    self._generations[task] = _text(current) or await self._generation(task)
                     stale = True
             if not stale:  # else a purge, or a flushed Redis: what was read belongs to the past
                 break

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.cache.client import Slot
 from router.cache.entry import Entry
+from router.cache.types import Slot
 
 
 class MemoryCache:
-    """Implements `router.cache.client.Cache`; nothing expires."""
+    """Implements `router.cache.types.Cache`; nothing expires."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}

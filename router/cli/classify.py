@@ -62,7 +62,6 @@ def through_service(url: str, key: str | None, body: dict[str, Any]) -> dict[str
 
 async def in_process(config: Path | None, body: dict[str, Any]) -> dict[str, Any]:
     from router.admission import LOCAL_TENANT, Tenant
-    from router.http.classify import make_ask
     from router.outcome import to_wire
     from router.problems import ProblemError
     from router.service import Service
@@ -75,8 +74,7 @@ async def in_process(config: Path | None, body: dict[str, Any]) -> dict[str, Any
     try:
         await service.wait_until_ready()
         request = msgspec.convert(body, ClassifyRequest)
-        ask = make_ask(service, request, "req_cli", Tenant(LOCAL_TENANT), {}, time.perf_counter_ns())
-        ask = msgspec.structs.replace(ask, request_id=f"req_cli_{time.time_ns():x}")
+        ask = service.ask(request, Tenant(LOCAL_TENANT), f"req_cli_{time.time_ns():x}", time.perf_counter_ns())
         outcomes = await service.pipeline.classify(ask)
     except ProblemError as error:
         stop(str(error), 1)

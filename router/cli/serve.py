@@ -16,7 +16,8 @@ import msgspec
 
 from router.cli.options import config_option, load_or_exit, stop
 from router.config import Config, Task
-from router.config_file import Loaded, is_loopback
+from router.config_checks import is_loopback
+from router.config_file import Loaded
 
 #: For the supervisor: the model can't be loaded or has died; start me again.
 EXIT_MODEL = 70

@@ -6,11 +6,11 @@ operation in the OpenAPI document is in `router.http.openapi`; tests hold both t
 
 from __future__ import annotations
 
-import asyncio
+import random
 import re
 import secrets
 import time
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import msgspec
 import structlog
@@ -18,16 +18,24 @@ from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import HTTPScope, Receive, Scope, Send
 
-from router import admission, outcome, policy
+from router import admission, outcome
 from router.http.errors import MEDIA_TYPE, as_problem, problem_headers
 from router.outcome import Outcome
-from router.pipeline import Ask
 from router.problems import ProblemError
 from router.service import Service
 from router.telemetry import access_fields
 from router.types import ClassifyRequest, ClassifyResponse, Failed
 
 log = structlog.get_logger("crossover.request")
+
+
+class Wishes(TypedDict, total=False):
+    """Arguments of `Service.ask`."""
+
+    deadline_ms: int
+    read_cache: bool
+    write_cache: bool
+
 
 CALLERS_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 _decode = msgspec.json.Decoder(ClassifyRequest).decode
@@ -37,11 +45,13 @@ _encode = msgspec.json.Encoder().encode
 def classify_handler(service: Service) -> ASGIRouteHandler:
     """The handler, bound to its service."""
 
+    ids = random.Random(secrets.token_bytes(16))  # unique, not secret; the system's own gives up the GIL
+
     @asgi("/v1/classify", is_mount=False, copy_scope=False)
     async def classify(scope: Scope, receive: Receive, send: Send) -> None:
         started_ns = time.perf_counter_ns()
         http = cast("HTTPScope", scope)
-        request_id = f"req_{secrets.token_hex(12)}"
+        request_id = f"req_{ids.getrandbits(96):024x}"
         headers = admission.unique_headers(scope["headers"])
         outcomes: list[Outcome] = []
         fields: dict[str, Any] = {}
@@ -60,7 +70,7 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
                     receive, headers, limit=limits.max_body_bytes, seconds=limits.body_deadline_ms / 1000
                 )
                 request = decode(body)
-                ask = make_ask(service, request, request_id, tenant, headers, started_ns)
+                ask = service.ask(request, tenant, request_id, started_ns, **wishes(headers))
                 fields["task"] = ask.task.info.name
                 outcomes = await pipeline.classify(ask)
             total_us = (time.perf_counter_ns() - started_ns) // 1000
@@ -79,7 +89,9 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             fields["problem"] = problem.kind
             service.telemetry.errors.labels(problem.kind).inc()
         callers_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        extra["X-Request-Id"] = callers_id if CALLERS_ID.match(callers_id) else request_id
+        extra["X-Request-Id"] = request_id
+        if CALLERS_ID.match(callers_id):
+            extra["X-Request-Id"] = fields["caller_id"] = callers_id
         await respond(send, status, payload, media_type, extra)
         service.telemetry.requests.labels(str(status)).inc()
         log.info(
@@ -105,43 +117,19 @@ def decode(body: bytes) -> ClassifyRequest:
         raise ProblemError("malformed", detail) from None
 
 
-def make_ask(
-    service: Service,
-    request: ClassifyRequest,
-    request_id: str,
-    tenant: admission.Tenant,
-    headers: dict[bytes, bytes],
-    started_ns: int,
-) -> Ask:
-    """The request, with what config, key and headers say of it."""
-    route = service.task(request.task)
-    configured = service.config.tasks[route.info.name]
-    rules = policy.rules_for(
-        configured.policy,
-        configured.over_length,
-        tenant=tenant.escalate,
-        route=request.route,
-        provider=bool(service.config.providers),
-    )
-    deadline_ms = service.config.server.deadline_ms
+def wishes(headers: dict[bytes, bytes]) -> Wishes:
+    """What the headers ask for. Raises `invalid`."""
+    found: Wishes = {}
     asked_ms = headers.get(b"x-deadline-ms", b"")
     if asked_ms:
         if not asked_ms.isdigit() or len(asked_ms) > 9:
             raise ProblemError("invalid", "X-Deadline-Ms: a whole number of milliseconds")
-        deadline_ms = min(deadline_ms, int(asked_ms))
-    directives = {part.strip() for part in headers.get(b"cache-control", b"").lower().split(b",")}
-    return Ask(
-        request_id=request_id,
-        tenant=tenant.name,
-        task=route,
-        texts=[request.input] if isinstance(request.input, str) else request.input,
-        rules=rules,
-        deadline=asyncio.get_running_loop().time() + deadline_ms / 1000,
-        started_ns=started_ns,
-        strict=request.strict,
-        read_cache=not directives & {b"no-cache", b"no-store"},
-        write_cache=b"no-store" not in directives,
-    )
+        found["deadline_ms"] = int(asked_ms)
+    if cache_control := headers.get(b"cache-control"):
+        directives = {part.strip() for part in cache_control.lower().split(b",")}
+        found["read_cache"] = not directives & {b"no-cache", b"no-store"}
+        found["write_cache"] = b"no-store" not in directives
+    return found
 
 
 def raise_whole(first: Failed) -> None:

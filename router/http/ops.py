@@ -17,6 +17,8 @@ from router.reporting import report_page
 from router.service import Service
 from router.types import Problem
 
+#: Label of `crossover_gpu_memory_bytes` -> key in the model's status.
+GPU_MEMORY = {"used": "device_used", "total": "device_total", "allocated": "allocated", "reserved": "reserved"}
 READINESS = {"warming": "warming", "draining": "draining", "failed": "model-failed"}
 
 
@@ -89,7 +91,7 @@ def problems(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-def _key(request: Request[Any, Any, Any]) -> str | None:
+def _key(request: Request[Any, Any, Any]) -> bytes:
     return presented_key(unique_headers(request.scope["headers"]))
 
 
@@ -133,10 +135,10 @@ def update_gauges(service: Service) -> None:
     telemetry = service.telemetry
     for lane in service.chain.status():
         telemetry.breaker.labels(lane["name"]).set(float(lane["breaker"] == "open"))
-    device = service.model.status().get("gpu") if service.model else None
-    if device:
-        for kind in ("used", "total", "allocated", "reserved"):
-            if device.get(kind) is not None:
-                telemetry.gpu_memory.labels(kind).set(device[kind])
-        if device.get("utilization") is not None:
-            telemetry.gpu_utilization.set(device["utilization"])
+    for encoder in service.model.status()["encoders"] if service.model else []:
+        memory = encoder.get("device_memory", {})
+        for kind, key in GPU_MEMORY.items():
+            if key in memory:
+                telemetry.gpu_memory.labels(kind).set(memory[key])
+        if "utilization" in memory:
+            telemetry.gpu_utilization.set(memory["utilization"] / 100)

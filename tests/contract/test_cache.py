@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from router.cache.client import Cache, RedisCache, Slot, connect
+from router.cache.client import RedisCache, connect
 from router.cache.embedded import EmbeddedRedis
 from router.cache.entry import Entry
 from router.cache.fake import MemoryCache
+from router.cache.types import Cache, Slot
 
 SLOTS = [Slot("tenant", "task", bytes([number]) * 16, "identity", frozenset({"a"})) for number in range(3)]
 ENTRY = Entry("", "frontier", 1.0, "a", None, (), "m", 5, 7, False)

@@ -13,9 +13,10 @@ import pytest
 import redis
 
 from router.cache import inspect, keys
-from router.cache.client import RedisCache, Slot, connect, within
+from router.cache.client import RedisCache, connect, within
 from router.cache.embedded import EmbeddedRedis
 from router.cache.entry import Entry, encode
+from router.cache.types import Slot
 
 LABELS = frozenset({"a", "b"})
 SLOT = Slot("tenant", "task", b"\x01" * 16, "identity", LABELS)

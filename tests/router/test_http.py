@@ -282,8 +282,8 @@ def test_the_log_has_one_line_a_request_and_no_text_and_no_key(locked_service: A
     locked_service.classify("CANARYTEXT lost card", headers=headers)
     locked_service.client.post("/v1/classify?q=CANARYQUERY", content=b'{"input": "CANARYBROKEN', headers=headers)
     locked_service.client.post("/v1/classify", json={"input": 1, "CANARYFIELD": "CANARYVALUE"}, headers=headers)
+    locked_service.wait_for(lambda: locked_service.output.count('"event":"request"') == before + 3)
     output = locked_service.output
-    assert output.count('"event":"request"') == before + 3
     for canary in ("CANARYTEXT", "CANARYQUERY", "CANARYBROKEN", "CANARYVALUE", KEYS["one"], hashed(KEYS["one"])):
         assert canary not in output
     line = json.loads(next(x for x in reversed(output.splitlines()) if '"source":{"local":1}' in x))

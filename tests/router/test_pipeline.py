@@ -318,3 +318,117 @@ def test_every_input_gets_one_outcome_and_one_row_in_order(bench: Any, texts: li
                     assert outcome.label == {SURE: "lost", "the fee": "fee"}.get(text, "arrival")
 
     run(scenario)
+
+
+def test_two_tasks_on_one_model_never_share_a_computation(bench: Any) -> None:
+    """The same text for another task has other thresholds, other instructions and another row."""
+    import msgspec
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        one = asyncio.create_task(b.ask(UNSURE))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        b.classifier._tasks["u"] = b.classifier._tasks["t"]
+        b.route = msgspec.structs.replace(b.route, info=msgspec.structs.replace(b.route.info, name="u"))
+        (other,) = await b.ask(UNSURE, threshold=0.1)
+        b.frontier.hold.set()
+        await one
+        assert (other.source, other.coalesced) == ("local", False)
+
+    run(scenario)
+
+
+def test_who_joins_with_less_time_gets_the_local_label_that_is_already_known(bench: Any) -> None:
+    """Degraded, within its own deadline; the patient one gets the frontier's."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        patient = asyncio.create_task(b.ask(UNSURE, seconds=5))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        (hasty,) = await b.ask(UNSURE, seconds=0.1)
+        assert (hasty.source, hasty.degraded, hasty.coalesced) == ("local", "deadline", True)
+        assert hasty.cost_nano == 0
+        b.frontier.hold.set()
+        (answered,) = await patient
+        assert answered.source == "frontier"
+
+    run(scenario)
+
+
+def test_a_local_model_that_hangs_does_not_hold_a_request_beyond_its_deadline(bench: Any) -> None:
+    """504 for that input."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.classifier.hold()
+        async with asyncio.timeout(5):
+            (outcome,) = await b.ask(SURE, seconds=0.05)
+        assert outcome.error == "deadline"
+        b.classifier.release()
+
+    run(scenario)
+
+
+def test_books_that_hang_do_not_hold_an_answer_beyond_its_deadline(bench: Any) -> None:
+    """The answer leaves, the failure is reported, the writing goes on."""
+
+    async def scenario() -> None:
+        b = bench()
+        gate = asyncio.Event()
+        record = b.books.record
+
+        async def slow(rows: Any) -> None:
+            await gate.wait()
+            await record(rows)
+
+        b.books.record = slow
+        async with asyncio.timeout(5):
+            (outcome,) = await b.ask(SURE, seconds=0.1)
+        assert outcome.label == "lost"
+        assert len(b.ledger_errors) == 1
+        gate.set()
+        while not b.books.rows:
+            await asyncio.sleep(0)
+
+    run(scenario)
+
+
+def test_a_full_queue_costs_a_late_joiner_its_own_input_only(bench: Any) -> None:
+    """Its neighbours were computed, perhaps paid for: they are answered."""
+
+    async def scenario() -> None:
+        b = bench(queue_items=1)
+        b.frontier.hold = asyncio.Event()
+        hasty = asyncio.create_task(b.ask(UNSURE, seconds=0.15))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        batch = asyncio.create_task(b.ask(SURE, UNSURE, seconds=5))
+        while SURE not in b.classifier.seen:
+            await asyncio.sleep(0)
+        b.classifier.hold()
+        b.classifier._waiting.append(b.classifier._waiting)  # somebody else is in the queue
+        (degraded,) = await hasty
+        assert degraded.degraded == "deadline"
+        sure, unsure = await batch
+        assert sure.label == "lost"
+        assert unsure.error == "overloaded"
+
+    run(scenario)
+
+
+def test_an_answer_kept_from_a_cut_text_is_not_given_where_long_texts_are_rejected(bench: Any) -> None:
+    """The rule of today decides."""
+
+    async def scenario() -> None:
+        b = bench(max_tokens=4)
+        long = "lost one two three four five six"
+        (cut,) = await b.ask(long, over_length="truncate")
+        assert cut.truncated
+        (refused,) = await b.ask(long, over_length="reject")
+        assert refused.error == "over-length"
+
+    run(scenario)

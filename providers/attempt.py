@@ -1,0 +1,201 @@
+"""One attempt at one provider: a slot → the breaker → reserve the upper bound → ask → settle. One wire call at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from cost.types import Intent, Outcome, Usage
+from providers import prompt
+from providers.books import Books
+from providers.breaker import Admission, Breaker
+from providers.settlement import Settlement
+from providers.types import Answer, AuthFailed, Caller, Provider, ProviderError, Question, TimedOut, Unavailable
+
+log = structlog.get_logger(__name__)
+
+
+class Failed(Exception):
+    """An attempt that gave no answer: what it cost (or may have), and why."""
+
+    def __init__(self, error: ProviderError, cost_nano: int) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+        self.cost_nano = cost_nano
+
+
+class Skipped(Exception):
+    """No call was made: the message says why."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What holds for all attempts. `clock` and `wall` in seconds: the first measures, the second dates."""
+
+    budget_nano: int | None
+    min_call_s: float  # a call that can't end in time would only cost
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+
+
+class _Call(msgspec.Struct, frozen=True):
+    """An attempt once it may be made. `until`, `deadline`: the attempt's and the caller's, in the loop's time."""
+
+    question: Question
+    admission: Admission
+    intent: Intent
+    bound: Usage
+    until: float
+    deadline: float
+
+
+class Lane:
+    """One provider, what is known of it, and how many calls it may have under way."""
+
+    def __init__(
+        self, provider: Provider, *, slots: int, breaker: Breaker, settlement: Settlement, books: Books, terms: Terms
+    ) -> None:
+        self.provider = provider
+        self.breaker = breaker
+        self._settlement = settlement
+        self._books = books
+        self._terms = terms
+        self._slots = asyncio.Semaphore(slots)
+        self._in_flight = 0
+        self._calls = 0
+
+    def status(self) -> dict[str, Any]:
+        """A line of /v1/status."""
+        return {
+            "name": self.provider.name,
+            "model": self.provider.model,
+            "breaker": self.breaker.state,
+            "open_for_s": round(self.breaker.open_for_s(), 1),
+            "failures": self.breaker.failures,
+            "last_error": self.breaker.last_error,
+            "in_flight": self._in_flight,
+            "calls": self._calls,
+        }
+
+    async def attempt(self, question: Question, caller: Caller, *, until: float, deadline: float) -> tuple[Answer, int]:
+        """The answer and its cost in nano-USD. Raises `Skipped`, `Failed`, `LedgerError`."""
+        if self.breaker.state == "open":
+            raise Skipped(f"left alone for {self.breaker.open_for_s():.0f} s after {self.breaker.last_error}")
+        bound = prompt.of(question).upper_bound(question.text)
+        estimate = self._settlement.estimate(bound)
+        if estimate is None:
+            raise Skipped(f"no price is known for {self.provider.model}; add it to the config")
+        intent = self._intent(question, caller, estimate)
+        try:
+            async with asyncio.timeout_at(until):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Skipped("all its slots are busy") from None
+        try:
+            # Asked only now: whoever is admitted in the half-open state must make the call.
+            admission = self.breaker.admit()
+            if admission is None:
+                raise Skipped(f"left alone after {self.breaker.last_error}")
+            call = _Call(question, admission, intent, bound, until, deadline)
+            try:
+                attempt_id = await self._reserve(call)
+            except BaseException:
+                self.breaker.abandoned(admission)
+                raise
+            return await self._ask(call, attempt_id)
+        finally:
+            self._slots.release()
+
+    def _intent(self, question: Question, caller: Caller, estimate: int) -> Intent:
+        return Intent(
+            request_id=caller.request_id,
+            index=caller.index,
+            at_us=int(self._terms.wall() * 1e6),
+            tenant=caller.tenant,
+            task=question.task,
+            provider=self.provider.name,
+            model=self.provider.model,
+            estimate_nano=estimate,
+            tokens=caller.tokens,
+            budget_nano=self._terms.budget_nano,
+        )
+
+    async def _reserve(self, call: _Call) -> int:
+        try:
+            attempt_id = await self._books.reserve(call.intent, until=call.until)
+        except TimeoutError:
+            raise Skipped("the ledger took too long to reserve") from None
+        if call.until - asyncio.get_running_loop().time() < self._terms.min_call_s:
+            self._books.settle(attempt_id, call.intent, Outcome("unbilled", error="TimedOut"))
+            raise Skipped("the ledger left no time for the call")
+        return attempt_id
+
+    async def _ask(self, call: _Call, attempt_id: int) -> tuple[Answer, int]:
+        given = call.until - asyncio.get_running_loop().time()
+        estimate = call.intent.estimate_nano
+        started = self._terms.clock()
+        self._in_flight += 1
+        self._calls += 1
+        failure: ProviderError
+        try:
+            # Adapters keep the time themselves; this one holds whatever they do.
+            async with asyncio.timeout_at(call.until):
+                answer = await self.provider.ask(call.question, timeout=given)
+        except ProviderError as error:
+            failure = error
+        except TimeoutError:
+            failure = TimedOut("no answer in time")
+        except asyncio.CancelledError:
+            self.breaker.abandoned(call.admission)
+            outcome = self._settlement.unknown("Cancelled", estimate, self._us_since(started))
+            self._books.settle(attempt_id, call.intent, outcome)
+            raise
+        except Exception as error:  # noqa: BLE001 - an adapter's bug costs its own call, not the service
+            # Without its traceback: the message may quote the text.
+            log.error("provider_bug", provider=self.provider.name, error=type(error).__name__)  # noqa: TRY400
+            failure = Unavailable(type(error).__name__)
+        else:
+            self.breaker.succeeded(call.admission)
+            outcome = self._settlement.answered(answer, estimate, self._us_since(started))
+            await self._settled(call, attempt_id, outcome)
+            return answer, outcome.cost_nano
+        finally:
+            self._in_flight -= 1
+        self._blame(call.admission, failure, given)
+        outcome = self._settlement.failed(failure, call.bound, estimate, self._us_since(started))
+        await self._settled(call, attempt_id, outcome)
+        raise Failed(failure, outcome.cost_nano) from None
+
+    def _blame(self, admission: Admission, failure: ProviderError, given_s: float) -> None:
+        before = self.breaker.state
+        self.breaker.failed(admission, failure, given_s)
+        if isinstance(failure, AuthFailed):
+            log.error(
+                "provider_auth_failed",
+                provider=self.provider.name,
+                model=self.provider.model,
+                what=str(failure),
+                do="check the provider's key in the config or the environment, then its account",
+            )
+        if before != "open" and self.breaker.state == "open":
+            log.warning(
+                "provider_left_alone",
+                provider=self.provider.name,
+                error=type(failure).__name__,
+                seconds=round(self.breaker.open_for_s(), 1),
+            )
+
+    async def _settled(self, call: _Call, attempt_id: int, outcome: Outcome) -> None:
+        """Wait for the books, but no longer than the caller can."""
+        settling = self._books.settle(attempt_id, call.intent, outcome)
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                await asyncio.shield(settling)
+        except TimeoutError:
+            pass
+
+    def _us_since(self, started: float) -> int:
+        return int((self._terms.clock() - started) * 1e6)

@@ -1,0 +1,32 @@
+"""What README and docs point to is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git"} & set(path.parts))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_and_every_named_file_exists(document: Path) -> None:
+    """Relative links, and files named in backticks with their folder."""
+    text = document.read_text(encoding="utf-8")
+    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
+    missing = [link for link in links if link and not (document.parent / link).exists()]
+    folders = "router|local_model|providers|cost|tests|deploy|bench|docs|examples"
+    plain = re.sub(r"\[[^\]]*\]\([^)]*\)", "", text)  # a link's own words may be short
+    named = re.findall(rf"`((?:{folders})/[A-Za-z0-9_./-]+\.(?:py|md|toml|csv|yml|json))`", plain)
+    generated = ("bench/out/", "heads/")
+    missing += [name for name in named if not name.startswith(generated) and not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_makefile_has_the_commands_that_readme_names() -> None:
+    """Every `make x` of the README is a target."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", (ROOT / "README.md").read_text(), re.M))
+    assert {"demo", "serve", "test"} <= {one or other for one, other in named} <= targets
