@@ -60,6 +60,9 @@ def assumptions(
         found += [
             f"{m.name}: ${m.usd_per_hour:g}/h, {m.requests_per_second:,.0f} requests/s ({m.basis})." for m in machines
         ]
+        found.append(
+            "A capacity is the model's time only: HTTP, cache and ledger need some of the same cores, not counted."
+        )
         found += _cheaper_call(traffic, machines, api)
     found += api.notes
     for call in api.models:

@@ -65,9 +65,6 @@ class MemoryLedger:
     def spent_today_nano(self) -> int:
         return self._spent(int(self._clock() * 1e6))
 
-    async def spent_today(self) -> int:
-        return self.spent_today_nano()
-
     @property
     def writable(self) -> bool:
         return not self.broken

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from cost import caveats, crossover, tally
+from cost import capacity, caveats, crossover, tally
 from cost.api_only import ApiOnly, api_only
 from cost.crossover import DAYS, Crossing, Hardware, Traffic
 from cost.headline import headline
@@ -17,14 +17,6 @@ from cost.interval import Day, Interval, days_of, interval
 from cost.prices import PriceTable
 from cost.schema import connect_readonly
 from cost.tally import Group, GroupLine, SourceLine, Spend, StageLine
-
-CPU_THREADS = 2
-CPU_ASSUMED = 500.0  # requests a second of two cores, where nothing was measured
-DEFAULTS = (
-    Hardware("CPU box", 0.0816, 0, "list price of a 2-vCPU m7g.large"),
-    # The GPU would do more; one Python front end does not.
-    Hardware("L4 GPU", 0.805, 2000, "list price of a g6.xlarge; capacity assumed, not measured"),
-)
 
 
 class CrossoverLine(msgspec.Struct, frozen=True):
@@ -104,7 +96,8 @@ def _build(
 ) -> Report:
     window = {"since": since}
     inputs, requests, start, end = db.execute(
-        "SELECT count(*), count(DISTINCT request_id), min(at_us), max(at_us) FROM inputs WHERE at_us >= :since", window
+        "SELECT count(*), count(*) FILTER (WHERE idx = 0), min(at_us), max(at_us) FROM inputs WHERE at_us >= :since",
+        window,
     ).fetchone()
     days = (end - start) / 86_400e6 if inputs else 0.0
     basis = "given"
@@ -113,7 +106,7 @@ def _build(
     spend = tally.spend(db, since)
     api = api_only(db, since, prices)
     traffic = tally.traffic(db, since, api)
-    machines = _machines(db, since, hardware or DEFAULTS)
+    machines = capacity.machines(db, since, hardware)
     observed = days_of(db, since, api) if days >= caveats.ENOUGH_DAYS else []
     lines = [] if traffic is None else [_line(traffic, machine, volume, observed) for machine in machines]
     simulated = spend.simulated_nano > 0
@@ -157,19 +150,3 @@ def _line(traffic: Traffic, machine: Hardware, volume: int | None, observed: Seq
         None if volume is None else crossover.saving_nano(staffed, machine, volume),
         interval(observed, traffic, machine) if observed else None,
     )
-
-
-def _machines(db: sqlite3.Connection, since: int, wanted: Sequence[Hardware]) -> list[Hardware]:
-    """A machine without a capacity gets what this ledger's local runs measured, a GPU what is assumed above."""
-    (mean_us,) = db.execute("SELECT avg(local_us) FROM inputs WHERE at_us >= ? AND local_us > 0", (since,)).fetchone()
-    if mean_us:
-        rate = CPU_THREADS * 1e6 / mean_us
-        capacity = f"capacity {CPU_THREADS} threads / {mean_us / 1000:.2f} ms of model time a text, as measured here"
-    else:
-        rate, capacity = CPU_ASSUMED, "capacity assumed: nothing ran locally here"
-    return [
-        machine
-        if machine.requests_per_second > 0
-        else Hardware(machine.name, machine.usd_per_hour, rate, f"{machine.basis}; {capacity}")
-        for machine in wanted
-    ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from cost.types import LedgerError, LedgerUnwritable
 
 APPLICATION_ID = 0x43524F53  # "CROS": tells our file from another program's database
-VERSION = 1
+VERSION = 2
 DAY_US = 86_400_000_000
 
 _V1 = (
@@ -45,7 +45,11 @@ _V1 = (
     "CREATE TABLE spend (day INTEGER PRIMARY KEY, nano INTEGER NOT NULL) STRICT",  # day: days since 1970-01-01, UTC
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)  # the n-th takes a file from version n to n + 1
+_MACHINES = """CREATE TABLE machines (
+        started_us INTEGER NOT NULL, pid INTEGER NOT NULL, threads INTEGER NOT NULL, device TEXT NOT NULL,
+        cores INTEGER NOT NULL, engine TEXT NOT NULL, usd_per_hour REAL
+    ) STRICT"""  # a row a process, from when on its model answered
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, (_MACHINES,))  # the n-th takes a file from version n to n + 1
 
 
 def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
@@ -74,6 +78,9 @@ def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
 def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
     """One view (`inputs`, `attempts`, `spend`) over one or more ledgers, live or not, in one snapshot, changing none.
 
+    The n-th ledger's own tables are `ln.inputs` and so on, its `machines` are those of the view with `ledger` = n.
+    Older schemas are read as they are.
+
     Raises `LedgerError`: no such file, not a ledger, newer schema, more than ten files.
     """
     if not 1 <= len(paths) <= 10:
@@ -85,6 +92,11 @@ def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
         for table in ("inputs", "attempts", "spend"):
             union = " UNION ALL ".join(f"SELECT * FROM l{i}.{table}" for i in range(len(paths)))  # noqa: S608 - our names
             db.execute(f"CREATE TEMP VIEW {table} AS {union}")
+        db.execute(_MACHINES)  # none, for ledgers from before there was such a table
+        machines = ["SELECT -1 AS ledger, * FROM main.machines"]
+        noting = [i for i in range(len(paths)) if db.execute(f"PRAGMA l{i}.user_version").fetchone() >= (2,)]
+        machines += [f"SELECT {i}, * FROM l{i}.machines" for i in noting]  # noqa: S608
+        db.execute(f"CREATE TEMP VIEW machines AS {' UNION ALL '.join(machines)}")
         db.execute("PRAGMA query_only = ON")
         db.execute("BEGIN")
     except sqlite3.Error as error:

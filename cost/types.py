@@ -83,6 +83,16 @@ class Outcome(msgspec.Struct, frozen=True):
     latency_us: int = 0
 
 
+class Machine(msgspec.Struct, frozen=True):
+    """What the local model runs on. `local_us` of the rows is the time of one of its threads."""
+
+    threads: int  # engine threads, of all worker processes on this ledger together
+    device: str  # "cpu", "cuda:0"
+    cores: int
+    engine: str  # "onnx-int8", "torch-bf16"
+    usd_per_hour: float | None = None  # None: nobody said
+
+
 class LedgerError(Exception):
     """Base of what the ledger raises."""
 

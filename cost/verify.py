@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from cost.ledger import alive
+from cost.processes import alive
 from cost.schema import DAY_US, connect_readonly
 from cost.types import LedgerError
 
@@ -54,33 +56,43 @@ _ERRORS = (
            WHERE open = 0 AND settled_us <= answered_us AND paid <> cost""",
     ),
     (
+        "cost",
+        "inputs that cost more than their attempts ever could",
+        # Open or late as they may be: an answer never took more from an attempt than was set aside or paid for it.
+        """SELECT count(*), min(request_id) FROM (SELECT i.request_id, i.cost_nano - i.local_nano AS paid,
+           sum(max(a.cost_nano, a.estimate_nano)) AS bound
+           FROM inputs i JOIN attempts a ON a.request_id = i.request_id AND a.idx = i.idx GROUP BY i.request_id, i.idx)
+           WHERE paid > bound""",
+    ),
+    (
         "orphan",
         "inputs that cost frontier money without an attempt",
         """SELECT count(*), min(request_id) FROM inputs i WHERE cost_nano <> local_nano AND NOT EXISTS
            (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.idx = i.idx)""",
     ),
 )
+FORGOTTEN_US = 3_600_000_000
 _ORPHANS = """SELECT count(*), min(request_id), coalesce(sum(cost_nano), 0) FROM attempts a WHERE state <> 'reserved'
     AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""
 _SPEND = f"""SELECT day, sum(kept), sum(counted) FROM (SELECT day, nano AS kept, 0 AS counted FROM spend
     UNION ALL SELECT at_us / {DAY_US}, 0, cost_nano FROM attempts) GROUP BY day HAVING sum(kept) <> sum(counted)"""  # noqa: S608
 
 
-def verify(path: Path) -> list[Finding]:
+def verify(path: Path, *, clock: Callable[[], float] = time.time) -> list[Finding]:
     """What is wrong with the ledger; empty if nothing is. A file that can't be read as a ledger is a finding, too."""
     try:
         db = connect_readonly([path])
     except LedgerError as error:
         return [Finding("error", "open", str(error))]
     try:
-        return _findings(db)
+        return _findings(db, int(clock() * 1e6))
     except sqlite3.DatabaseError as error:
         return [Finding("error", "integrity", f"{path} can't be read to its end: {error}")]
     finally:
         db.close()
 
 
-def _findings(db: sqlite3.Connection) -> list[Finding]:
+def _findings(db: sqlite3.Connection, now_us: int) -> list[Finding]:
     damage = [text for (text,) in db.execute("PRAGMA l0.integrity_check(10)") if text != "ok"]
     if damage:
         return [Finding("error", "integrity", text) for text in damage]
@@ -96,9 +108,17 @@ def _findings(db: sqlite3.Connection) -> list[Finding]:
     if count:
         text = f"{count} attempts (${nano / 1e9:.6f}) without an answered input, such as {example}"
         found.append(Finding("note", "orphan", text + ": the process died, or the caller left, before the answer"))
-    reserved = db.execute("SELECT pid, pid_started_ms, estimate_nano FROM attempts WHERE state = 'reserved'").fetchall()
-    dead = [nano for pid, started, nano in reserved if not alive(pid, started)]
+    reserved = db.execute(
+        "SELECT pid, pid_started_ms, estimate_nano, at_us, request_id FROM attempts WHERE state = 'reserved'"
+    ).fetchall()
+    living = {process: alive(*process) for process in {row[:2] for row in reserved}}
+    dead = [row for row in reserved if not living[row[:2]]]
     if dead:
-        text = f"{len(dead)} reservations (${sum(dead) / 1e9:.6f}) of processes that are gone"
+        text = f"{len(dead)} reservations (${sum(row[2] for row in dead) / 1e9:.6f}) of processes that are gone"
         found.append(Finding("note", "reserved", text + ": the next start makes them uncertain, at their upper bound"))
+    forgotten = [row for row in reserved if living[row[:2]] and row[3] < now_us - FORGOTTEN_US]
+    if forgotten:
+        text = f"{len(forgotten)} reservations (${sum(row[2] for row in forgotten) / 1e9:.6f}) older than an hour"
+        text += f", such as {forgotten[0][4]}, whose process still runs: no call takes that long"
+        found.append(Finding("note", "reserved", text + "; they count in full until it is restarted"))
     return found

@@ -10,39 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from local_model.engines import EngineDead
+from local_model.packing import pick
+from local_model.scoring import Scored, Text
 from local_model.types import EngineFailed, Expired, ModelError, Prediction, QueueFull
 
 log = logging.getLogger(__name__)
 
 WINDOW = 8  # batches: how far back a batch looks for texts of its length
 SMOOTHING = 0.05  # weight of a new batch in the measured time per text
+SWEEP_S = 0.01  # the queue is searched for gone and late callers at most that often: a refusal costs nothing
 STALLED_S = 30.0  # a forward that takes longer is not coming back
-
-
-class Scored(NamedTuple):
-    """What the model says of one text."""
-
-    probabilities: NDArray[np.float32]
-    embedding: NDArray[np.float32]
-
-
-class Text(NamedTuple):
-    """One text to compute: its token ids, and what its task needs to make an answer of the embedding."""
-
-    ids: list[int]
-    truncated: bool
-    task: Any
 
 
 #: Computes a batch, in order; a ModelError in a text's place fails that text alone.
@@ -91,6 +77,8 @@ class Batcher:
         self._workers: list[threading.Thread] = []
         self._running: dict[int, tuple[float, list[_Job]]] = {}  # thread -> since when, what
         self._seconds_per_text = 0.002
+        self._swept = -math.inf  # by the batcher's clock
+        self._alarm: asyncio.TimerHandle | None = None  # at the earliest deadline that waits, or earlier
         self._counts = {"batches": 0, "texts": 0, "expired": 0, "cancelled": 0, "failed": 0}
 
     # --- on the event loop
@@ -105,22 +93,24 @@ class Batcher:
 
     def room(self, texts: int) -> None:
         """Raises QueueFull if `texts` more do not fit. More than the whole queue holds fit an empty one."""
-        if not self._queue or len(self._queue) + texts <= self._queue_items:
+        if self._fits(texts):
             return
-        with self._wake:
-            now = self._clock()
-            self._queue = deque(job for job in self._queue if self._wanted(job, now))
-            self._schedule_delivery()
-        if self._queue and len(self._queue) + texts > self._queue_items:
+        now = self._clock()
+        if now - self._swept >= SWEEP_S:
+            self._sweep(now)
+        if not self._fits(texts):
             raise QueueFull(max(0.1, len(self._queue) / self.rate))
 
     def submit(self, texts: Sequence[Text], *, deadline: float | None = None) -> list[asyncio.Future[Prediction]]:
-        """Admit all or none (QueueFull); a future each, in order. `deadline` is in the loop's time."""
+        """Admit `texts`, for which there is `room` (ask in the same turn of the loop, before the work of tokenizing).
+
+        A future each, in order. `deadline` is in the loop's time: who still waits then is told at once.
+        """
         if self._loop is None:
             raise RuntimeError("the batcher was not started")
-        self.room(len(texts))
         now = self._clock()
         if deadline is not None:
+            self._set_alarm(deadline)
             deadline = now + (deadline - self._loop.time())
         jobs = [_Job(text, self._loop.create_future(), deadline, now) for text in texts]
         with self._wake:
@@ -131,6 +121,36 @@ class Batcher:
         for job in jobs:
             job.future.set_exception(EngineFailed("the local model is not running"))
         return [job.future for job in jobs]
+
+    def _fits(self, texts: int) -> bool:
+        waiting = len(self._queue)
+        return not waiting or waiting + texts <= self._queue_items
+
+    def _sweep(self, now: float) -> None:
+        """Take those out of the queue who do not wait any more."""
+        with self._wake:
+            self._queue = deque(job for job in self._queue if self._wanted(job, now))
+            self._schedule_delivery()
+        self._swept = now
+
+    def _set_alarm(self, when: float) -> None:
+        """Call `_expire` at `when` (the loop's time) or earlier."""
+        assert self._loop is not None
+        if self._alarm is not None:
+            if self._alarm.when() <= when:
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        assert self._loop is not None
+        self._alarm = None
+        now = self._clock()
+        self._sweep(now)
+        with self._wake:
+            waiting = [job.deadline for job in self._queue if job.deadline is not None]
+        if waiting:
+            self._set_alarm(self._loop.time() + max(SWEEP_S, min(waiting) - now))
 
     def close(self, timeout: float = 10.0) -> None:
         """Finish what was admitted, for at most `timeout` seconds, and stop the threads. Blocks."""
@@ -252,7 +272,8 @@ class Batcher:
                     Prediction(
                         probabilities=result.probabilities,
                         embedding=result.embedding,
-                        tokens=len(text.ids),
+                        top=result.top,
+                        tokens=text.tokens,
                         truncated=text.truncated,
                         queue_us=queue_us,
                         run_us=share,
@@ -303,26 +324,3 @@ class Batcher:
         self._delivering = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._deliver)
-
-
-def pick(lengths: Sequence[int], max_items: int, max_tokens: int) -> list[int]:
-    """Indices of the texts for one batch: text 0 (the oldest) and those nearest to it in length.
-
-    `lengths` in order of arrival, in tokens; the batch is padded to its longest. At most `max_items` texts and
-    `max_tokens` padded tokens, except that text 0 alone always goes.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    low = high = order.index(0)
-    while high - low + 1 < max_items:
-        size = high - low + 2
-        shorter = low > 0 and size * lengths[order[high]] <= max_tokens
-        longer = high + 1 < len(order) and size * lengths[order[high + 1]] <= max_tokens
-        if shorter and longer:
-            shorter = lengths[0] - lengths[order[low - 1]] <= lengths[order[high + 1]] - lengths[0]
-        if shorter:
-            low -= 1
-        elif longer:
-            high += 1
-        else:
-            break
-    return order[low : high + 1]

@@ -125,6 +125,8 @@ def _read(source: str, path: Path, revision: str | None, max_tokens: int | None,
     if not tokenizer_files:
         raise LoadError(f"{path}: no tokenizer files here; tokenizer.json is the one that is wanted")
 
+    for file in weights:
+        _check_weights(file)
     digests = {file: sha256_file(file) for file in weights}
     if source == DEFAULT and digests.get(path / "model.safetensors") != DEFAULT_WEIGHTS:
         raise LoadError(
@@ -154,6 +156,17 @@ def _read(source: str, path: Path, revision: str | None, max_tokens: int | None,
         revision=revision,
         notes=notes,
     )
+
+
+def _check_weights(file: Path) -> None:
+    """The header and the length that it promises; nothing is loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{file} is damaged or cut short ({error}): copy or download it again") from None
 
 
 def sha256_file(path: Path) -> str:

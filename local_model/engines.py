@@ -115,9 +115,9 @@ def has_cuda() -> bool:
         return False
     if not found:
         return False
-    import torch
+    from local_model.torch_engine import cuda_available
 
-    return torch.cuda.is_available()
+    return cuda_available()
 
 
 def cores() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from local_model.scoring import best
 from local_model.types import Expired, OverLength, Prediction, QueueFull, TaskInfo
 
 HIDDEN = 8
@@ -72,11 +73,6 @@ class KeywordClassifier:
                 loop.call_soon(self._answer, future, task, text, truncate, deadline)
         return futures
 
-    def count_tokens(self, task: str, text: str) -> int:
-        """Words, and two for the special tokens of a real tokenizer."""
-        self._tasks[task]
-        return len(text.split()) + 2
-
     def status(self) -> dict[str, Any]:
         return {
             **self.stats(),
@@ -124,7 +120,7 @@ class KeywordClassifier:
         if deadline is not None and future.get_loop().time() >= deadline:
             future.set_exception(Expired("the deadline passed before the forward began"))
             return
-        tokens = self.count_tokens(task, text)
+        tokens = len(text.split()) + 2  # as a real tokenizer adds two
         if tokens > self._max_tokens and not truncate:
             future.set_exception(OverLength(tokens, self._max_tokens))
             return
@@ -132,11 +128,13 @@ class KeywordClassifier:
             future.set_exception(error)
             return
         self.seen.append(text)
+        probabilities = self._probabilities(task, text)
         future.set_result(
             Prediction(
-                probabilities=self._probabilities(task, text),
+                probabilities=probabilities,
                 embedding=_embedding(text),
-                tokens=min(tokens, self._max_tokens),
+                top=best(probabilities),
+                tokens=tokens,
                 truncated=tokens > self._max_tokens,
                 queue_us=10,
                 run_us=100,

@@ -75,21 +75,21 @@ class Head(msgspec.Struct, frozen=True):
 
     def probabilities(self, output: Output) -> NDArray[np.float32]:
         """(n, labels) for n texts. A row that is not finite stays so: the caller refuses it (`NotFinite`)."""
-        if self.weight is not None and self.bias is not None:
-            logits = output.embeddings @ self.weight.T + self.bias
-        elif output.logits is not None:
-            logits = output.logits
-        else:
-            raise ValueError("this model gives no logits, the task needs a head")
-        scaled = logits.astype(np.float64) / self.temperature
-        return (sigmoid(scaled) if self.multi_label else softmax(scaled)).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # infinity - infinity: the NaN is what is wanted
+            if self.weight is not None and self.bias is not None:
+                logits = output.embeddings @ self.weight.T + self.bias
+            elif output.logits is not None:
+                logits = output.logits
+            else:
+                raise ValueError("this model gives no logits, the task needs a head")
+            scaled = logits.astype(np.float64) / self.temperature
+            return (sigmoid(scaled) if self.multi_label else softmax(scaled)).astype(np.float32)
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over the last axis; the row's maximum is taken off first, so that logits of any size give no overflow."""
-    with np.errstate(invalid="ignore"):  # infinity - infinity: the NaN is what is wanted
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        result: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
     return result
 
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from local_model import encoder as encoders
 from local_model import tokenize
-from local_model.batcher import Batcher, OnBatch, Scored, Text
+from local_model.batcher import Batcher, OnBatch
 from local_model.encoder import DEFAULT, Encoder
-from local_model.engines import EngineName, Opened, Output, open_engine
+from local_model.engines import EngineName, Opened, open_engine
 from local_model.heads import Head, load_head, model_head
-from local_model.types import EngineFailed, LoadError, ModelError, NotFinite, OverLength, Prediction, TaskInfo
+from local_model.scoring import Scored, Text, score
+from local_model.types import EngineFailed, LoadError, ModelError, OverLength, Prediction, TaskInfo
 
 WARM_TOKENS = 32  # a usual text: what the rate is measured with
 WARM_ROUNDS = 8
@@ -39,15 +40,12 @@ class ModelSettings(msgspec.Struct, frozen=True):
 class TaskSpec(msgspec.Struct, frozen=True):
     """A task: a head folder on the settings' encoder, or (`model`) a sequence-classification model of its own.
 
-    `labels` names a model's outputs in order where its config has none that make sense. With neither head nor model the
-    settings' source must be a sequence-classification model.
+    With neither the settings' source must be a sequence-classification model.
     """
 
     name: str
     head: Path | None = None
     model: str | None = None
-    labels: tuple[str, ...] = ()
-    descriptions: dict[str, str] = {}
 
 
 class _Station(msgspec.Struct, frozen=True):
@@ -163,16 +161,9 @@ class LocalModel:
             except UnicodeError:
                 refused[position] = EngineFailed("the text is not valid Unicode")
             else:
-                ready.append(Text(encoded.ids, encoded.truncated, known))
+                ready.append(Text(encoded.ids, encoded.tokens, encoded.truncated, known.head))
         admitted = iter(batcher.submit(ready, deadline=deadline))
         return [_failed(refused[i]) if i in refused else next(admitted) for i in range(len(texts))]
-
-    def count_tokens(self, task: str, text: str) -> int:
-        """Special tokens included; of a text far beyond the limit an estimate, of one that is not Unicode 0."""
-        try:
-            return self._tasks[task].station.tokenizer.count(text)
-        except UnicodeError:
-            return 0
 
     def stats(self) -> dict[str, int]:
         """Sums over the encoders of `Batcher.stats`: waiting, running, batches, texts, expired, cancelled, failed."""
@@ -219,7 +210,7 @@ def _open(settings: ModelSettings, source: str, cache_dir: Path, progress: Calla
     engine = opened.engine
 
     def run(batch: Sequence[Text]) -> list[Scored | ModelError]:
-        return _score(engine.forward([text.ids for text in batch]), batch)
+        return score(engine.forward([text.ids for text in batch]), batch)
 
     batcher = Batcher(
         run,
@@ -231,38 +222,9 @@ def _open(settings: ModelSettings, source: str, cache_dir: Path, progress: Calla
     return _Station(found, tokenize.load(found, cache_dir), opened, batcher)
 
 
-def _score(output: Output, batch: Sequence[Text]) -> list[Scored | ModelError]:
-    """One pass of the encoder, then each task's head on its own rows."""
-    rows_of: dict[str, list[int]] = {}
-    for row, text in enumerate(batch):
-        rows_of.setdefault(text.task.info.name, []).append(row)
-    results: dict[int, Scored | ModelError] = {}
-    for rows in rows_of.values():
-        head: Head = batch[rows[0]].task.head
-        part = Output(output.embeddings[rows], None if output.logits is None else output.logits[rows])
-        for row, probabilities in zip(rows, head.probabilities(part), strict=True):
-            embedding = output.embeddings[row]
-            finite = np.isfinite(probabilities).all() and np.isfinite(embedding).all()
-            results[row] = (
-                Scored(probabilities, embedding)
-                if finite
-                else NotFinite("the model gave no finite score for this text")
-            )
-    return [results[row] for row in range(len(batch))]
-
-
 def _load_task(spec: TaskSpec, station: _Station) -> _Task:
     encoder, engine = station.encoder, station.opened.engine
-    if spec.head is not None:
-        head = load_head(spec.head, engine.kind, encoder)
-        if spec.labels and set(spec.labels) != set(head.labels):
-            raise LoadError(f"tasks.{spec.name}: its labels are not those of the head in {spec.head}")
-    else:
-        head = model_head(encoder)
-        if spec.labels:
-            if len(spec.labels) != len(head.labels) or len(set(spec.labels)) != len(spec.labels):
-                raise LoadError(f"tasks.{spec.name}: {encoder.source} has {len(head.labels)} outputs, name each once")
-            head = msgspec.structs.replace(head, labels=spec.labels)
+    head = model_head(encoder) if spec.head is None else load_head(spec.head, engine.kind, encoder)
     identity = (
         f"labels={_digest(*head.labels)}",
         f"encoder={encoder.digest}",
@@ -276,7 +238,7 @@ def _load_task(spec: TaskSpec, station: _Station) -> _Task:
     info = TaskInfo(
         name=spec.name,
         labels=head.labels,
-        descriptions={**head.descriptions, **spec.descriptions},
+        descriptions=head.descriptions,
         model=f"{spec.name}@{_digest(*identity)[:8]}",
         identity=identity,
         max_tokens=encoder.max_tokens,

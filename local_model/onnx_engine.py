@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECIPE = "int8-2"  # of export and quantization: a change makes new artifacts
+RECIPE = "int8-3"  # of export and quantization: a change makes new artifacts
 
 
 class ExportFailed(LoadError):
@@ -85,8 +85,10 @@ def artifact(encoder: Encoder, cache_dir: Path, progress: Callable[[str], None])
     reduce_range = not has_vnni()
     name = f"{encoder.digest[:16]}-{encoder.pooling}-{RECIPE}{'-7bit' if reduce_range else ''}"
     root = cache_dir / "onnx"
-    root.mkdir(parents=True, exist_ok=True)
     folder = root / name
+    if _problem(folder) is None:  # asked without the lock: a good artifact may lie on a read-only disk
+        return folder, ()
+    root.mkdir(parents=True, exist_ok=True)
     with _lock(root / f"{name}.lock", lambda: progress("waiting for another process that builds the int8 model")):
         if not folder.exists():
             _make(encoder, folder, reduce_range, progress)
@@ -163,12 +165,12 @@ def export(encoder: Encoder, target: Path) -> int:
     """
     import torch
 
-    from local_model.network import build
+    from local_model.network import build, one_text
 
     network = build(encoder)
     example = torch.full((1, 16), 5, dtype=torch.long)
     length = torch.export.Dim("length", min=2, max=encoder.limit)
-    with torch.no_grad():
+    with torch.no_grad(), one_text(network):
         torch.onnx.export(
             network,
             (example,),

@@ -10,19 +10,25 @@ import os
 from pathlib import Path
 
 import msgspec
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from local_model.encoder import Encoder
 from local_model.types import LoadError, OverLength
 
-#: A text with more characters than this per token the model reads is too long without looking (as in
-#: text-embeddings-inference): a book is refused in microseconds.
-CHARS_PER_TOKEN_GUARD = 250
+#: Characters per token the model reads: so much of a long text is looked at, then so much, until it is surely too long.
+#: Most languages fill the model with the first; the time it takes does not depend on the length of the text.
+STEPS = (8, 32)
+#: Of a text that is cut, more than the last step is never read, even if the model could take more (only text of
+#: words of hundreds of letters, or of spaces, has so few tokens).
+READ = STEPS[-1]
+#: A text with more than this is too long without looking (as in text-embeddings-inference).
+GUARD = 250
 CHARS_PER_TOKEN = 4  # of English text, to say about how long a text is that was not tokenized
 
 
 class Encoded(msgspec.Struct, frozen=True):
     ids: list[int]  # special tokens included
+    tokens: int  # of the whole text; an estimate where only its beginning was looked at
     truncated: bool = False
 
 
@@ -45,31 +51,43 @@ class TextTokenizer:
     def encode(self, text: str, *, truncate: bool) -> Encoded:
         """Raises OverLength for a text that is too long, unless `truncate`: then its end is cut, special tokens kept.
 
-        Raises UnicodeError for a text that is not Unicode (lone surrogates).
+        Of a long text no more is tokenized than is needed to know its first `max_tokens` tokens, which are those of the
+        whole text (within READ characters a token). Raises UnicodeError where what is looked at is not Unicode (lone
+        surrogates).
         """
         limit = self._max_tokens
-        guard = limit * CHARS_PER_TOKEN_GUARD
-        long = len(text) > guard
-        if long and not truncate:
+        if not truncate and len(text) > limit * GUARD:
             raise OverLength(len(text) // CHARS_PER_TOKEN, limit, about=True)
-        ids = self._ids(text[:guard])
-        if len(ids) <= limit:
-            return Encoded(ids, truncated=long)
+        part = text[: limit * STEPS[0]]
+        encoding = self._encode(part)
+        for step in STEPS[1:] if truncate else (*STEPS[1:], GUARD):
+            if len(part) == len(text) or self._overflows(encoding):
+                break
+            part = text[: limit * step]
+            encoding = self._encode(part)
+        whole = len(part) == len(text)
+        ids = encoding.ids
+        tokens = len(ids) if whole else len(text) * len(ids) // len(part)
+        if whole and len(ids) <= limit:
+            return Encoded(ids, tokens)
         if not truncate:
-            raise OverLength(len(ids), limit)
-        return Encoded(ids[: limit - len(self._suffix)] + self._suffix, truncated=True)
+            raise OverLength(tokens, limit, about=not whole)
+        if len(ids) > limit:
+            ids = ids[: limit - len(self._suffix)] + self._suffix
+        return Encoded(ids, tokens, truncated=True)
 
-    def count(self, text: str) -> int:
-        """Tokens of the text, special tokens included; beyond the guard an estimate from its characters."""
-        if len(text) > self._max_tokens * CHARS_PER_TOKEN_GUARD:
-            return len(text) // CHARS_PER_TOKEN
-        return len(self._ids(text))
-
-    def _ids(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> Encoding:
         try:
-            return list(self._tokenizer.encode(text).ids)
+            return self._tokenizer.encode(text)
         except TypeError:  # what the binding makes of a lone surrogate; its message would hold the text
             raise UnicodeError("the text is not valid Unicode") from None
+
+    def _overflows(self, encoding: Encoding) -> bool:
+        """More than the model reads, without the last word: that one may be cut, and have other tokens than whole."""
+        if len(encoding.ids) <= self._max_tokens:
+            return False
+        words, behind = encoding.word_ids, len(self._suffix)
+        return bool(words[self._max_tokens - behind - 1] != words[len(words) - behind - 1])
 
 
 def load(encoder: Encoder, cache_dir: Path) -> TextTokenizer:
@@ -87,15 +105,9 @@ def load(encoder: Encoder, cache_dir: Path) -> TextTokenizer:
 
 
 def _convert(encoder: Encoder, target: Path) -> None:
-    from transformers import AutoTokenizer
+    from local_model.network import fast_tokenizer
 
-    try:
-        made = AutoTokenizer.from_pretrained(str(encoder.path), local_files_only=True, trust_remote_code=False)
-        backend: Tokenizer = made.backend_tokenizer
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        raise LoadError(
-            f"{encoder.path} has no tokenizer.json, and none could be made of its other files: {error}"
-        ) from error
+    backend = fast_tokenizer(encoder)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f".{os.getpid()}")
     backend.save(str(part))

@@ -91,6 +91,11 @@ class TorchEngine:
         return known
 
 
+def cuda_available() -> bool:
+    """Whether this build of torch can use the device that the driver sees."""
+    return torch.cuda.is_available()
+
+
 def _nvml(index: int) -> dict[str, int]:
     """Used and total bytes of the whole device and its utilization in percent, as the driver sees them."""
     import pynvml

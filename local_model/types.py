@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+TOP = 10  # the scores that an answer can show
+
+
 class Prediction(msgspec.Struct, frozen=True):
     """The local model's answer for one text."""
 
     probabilities: NDArray[np.float32]  # (n_labels,) calibrated; sums to 1, or each in [0, 1] for a multi-label head
     embedding: NDArray[np.float32]  # (hidden,) pooled, L2-normalised
-    tokens: int  # read by the model
+    top: tuple[tuple[int, float], ...]  # (label's index, probability) of the best TOP, best first; ties by index
+    tokens: int  # of the whole text; an estimate where a long one was truncated
     truncated: bool
     queue_us: int  # admission to forward
     run_us: int  # the forward's device time, this text's share
@@ -59,8 +63,6 @@ class Classifier(Protocol):
         `NotFinite`, `EngineFailed`) is raised by its future alone. Cancel a future and its text is not computed.
         """
         ...
-
-    def count_tokens(self, task: str, text: str) -> int: ...
 
     def status(self) -> dict[str, Any]: ...
 

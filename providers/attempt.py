@@ -24,7 +24,6 @@ class Failed(Exception):
 
     def __init__(self, error: ProviderError, cost_nano: int) -> None:
         super().__init__(type(error).__name__)
-        self.error = error
         self.cost_nano = cost_nano
 
 
@@ -32,11 +31,16 @@ class Skipped(Exception):
     """No call was made: the message says why."""
 
 
+class Busy(Skipped):
+    """The provider has as many calls in flight as are allowed."""
+
+
 class Terms(msgspec.Struct, frozen=True):
     """What holds for all attempts. `clock` and `wall` in seconds: the first measures, the second dates."""
 
     budget_nano: int | None
     min_call_s: float  # a call that can't end in time would only cost
+    slot_wait_s: float  # for another call to end, where as many as allowed are in flight
     clock: Callable[[], float]
     wall: Callable[[], float]
 
@@ -88,19 +92,19 @@ class Lane:
         estimate = self._settlement.estimate(bound)
         if estimate is None:
             raise Skipped(f"no price is known for {self.provider.model}; add it to the config")
-        intent = self._intent(question, caller, estimate)
         try:
-            async with asyncio.timeout_at(until):
+            # Not until the deadline: a provider that hangs would fill the service with requests that wait for it.
+            async with asyncio.timeout_at(min(until, asyncio.get_running_loop().time() + self._terms.slot_wait_s)):
                 await self._slots.acquire()
         except TimeoutError:
-            raise Skipped("all its slots are busy") from None
+            raise Busy("as many calls as allowed are in flight") from None
         try:
             # Asked only now: whoever is admitted in the half-open state must make the call.
             admission = self.breaker.admit()
             if admission is None:
                 raise Skipped(f"left alone after {self.breaker.last_error}")
-            call = _Call(question, admission, intent, bound, until, deadline)
             try:
+                call = _Call(question, admission, self._intent(question, caller, estimate), bound, until, deadline)
                 attempt_id = await self._reserve(call)
             except BaseException:
                 self.breaker.abandoned(admission)

@@ -35,7 +35,7 @@ class Breaker:
         self._settings = settings
         self._clock = clock
         self._open_until: float | None = None
-        self._period = 0  # a new one with every opening and every probe
+        self._period = 1  # a new one with every opening and every probe
         self._probe: int | None = None  # the period of the probe under way
         self.failures = 0
         self.last_error: str | None = None
@@ -79,7 +79,7 @@ class Breaker:
         s = self._settings
         if isinstance(error, TimedOut) and given_s < s.patience_s:
             return
-        self.failures += 1
+        self.failures += admission == self._period
         # A refused key and a plea for patience hold whenever the call was admitted.
         if isinstance(error, AuthFailed):
             self._open(s.auth_open_s)

@@ -1,7 +1,7 @@
 """The providers in order, under one deadline: the only place where paid calls are made.
 
-A call that fails moves on to the next provider, once, while time lasts. `providers.attempt` is what one call consists of;
-one wire call is one attempt in the ledger.
+A call that fails moves on to the next provider, once, while time lasts. One wire call is one attempt in the ledger
+(`providers.attempt`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from cost.types import BudgetExhausted, LedgerError, Outcome
-from providers.attempt import Failed, Lane, Skipped, Terms
+from providers.attempt import Busy, Failed, Lane, Skipped, Terms
 from providers.books import Books, Ledger
 from providers.breaker import Breaker, BreakerSettings
 from providers.settlement import Prices, Settlement
@@ -38,6 +38,7 @@ class Chain:
         max_in_flight: int = 16,
         breaker: BreakerSettings | None = None,
         min_call_s: float = 0.05,
+        slot_wait_s: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         on_attempt: Callable[[str, str, Outcome], None] = lambda _provider, _model, _outcome: None,
@@ -53,7 +54,7 @@ class Chain:
                 breaker=Breaker(breaker or BreakerSettings(), clock),
                 settlement=Settlement(prices, provider.model),
                 books=self._books,
-                terms=Terms(budget_nano, min_call_s, clock, wall),
+                terms=Terms(budget_nano, min_call_s, slot_wait_s, clock, wall),
             )
             for provider in providers
         ]
@@ -77,7 +78,7 @@ class Chain:
             raise FrontierUnavailable("no_provider", "no provider is configured")
         loop = asyncio.get_running_loop()
         started = self._clock()
-        spent, attempts = 0, 0
+        spent, attempts, busy = 0, 0, False
         reason: DegradedReason = "provider_unavailable"
         detail: list[str] = []
         for place, lane in enumerate(self._lanes):
@@ -90,6 +91,7 @@ class Chain:
             try:
                 answer, cost = await lane.attempt(question, caller, until=until, deadline=deadline)
             except Skipped as skipped:
+                busy |= isinstance(skipped, Busy)
                 detail.append(f"{lane.provider.name}: {skipped}")
                 continue
             except Failed as failed:
@@ -115,6 +117,8 @@ class Chain:
             )
         if reason == "provider_unavailable" and deadline - loop.time() < self._min_call_s:
             reason = "deadline"
+        elif reason == "provider_unavailable" and busy and attempts == 0:
+            reason = "overload"
         raise FrontierUnavailable(
             reason, "; ".join(detail) or reason, cost_nano=spent, latency_us=self._us_since(started)
         )

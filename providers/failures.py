@@ -21,8 +21,8 @@ def from_error(error: Exception) -> ProviderError:
     """Whatever an SDK raised. Both SDKs' errors of a status carry the `response` and the name that the body gave."""
     response = getattr(error, "response", None)
     if isinstance(response, httpx2.Response) and not response.is_success:
-        code = getattr(error, "code", None) or getattr(error, "type", None)
-        return from_status(response.status_code, response.headers, str(code))
+        code = getattr(error, "code", None) or getattr(error, "type", None) or ""
+        return from_status(response.status_code, response.headers, code)
     return from_cause(error)
 
 

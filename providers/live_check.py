@@ -34,7 +34,8 @@ async def check(provider: Provider, price_table: Prices, *, timeout: float = 20.
     try:
         answer = await provider.ask(_QUESTION, timeout=timeout)
     except ProviderError as error:
-        return [finding("error", _what(error), f"{type(error).__name__}: {error}")]
+        level: Literal["warning", "error"] = "warning" if isinstance(error, RateLimited) else "error"  # it passes
+        return [finding(level, _what(error), f"{type(error).__name__}: {error}")]
     findings = [finding("ok", "provider", f"{answer.model} answered {answer.label!r}")]
     if answer.model.startswith("simulated/"):
         findings.append(finding("warning", "model", "the answers are simulated: base_url leads to a simulator"))
@@ -60,6 +61,4 @@ def _what(error: ProviderError) -> str:
             return "model"
         case BadAnswer():
             return "schema"
-        case RateLimited():
-            return "key"
     return "provider"

@@ -61,7 +61,7 @@ class SdkProvider(Generic[R]):
         self._decoder = msgspec.json.Decoder(wire.reply)
 
     def __repr__(self) -> str:
-        return f"{type(self._client).__name__}({self.name!r}, {self.model!r})"
+        return f"SdkProvider({self.name!r}, {self.model!r})"
 
     async def close(self) -> None:
         await self._client.close()

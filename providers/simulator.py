@@ -6,7 +6,7 @@ demand. It keeps its own bill, so that a ledger can be checked against it. On as
 framework, because half of the faults are about the socket.
 
     POST /v1/messages, /v1/responses    the two formats
-    POST /_sim/faults {"next": [...]}   faults for the next calls, in order (`providers.simulated_wire.FAULTS`)
+    POST /_sim/faults {"next": [...]}   faults for the next calls, in order (`providers.simulated_faults.FAULTS`)
     GET  /_sim/bill, /_sim/calls        what it would charge; how often it was called
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from providers import simulated_wire as wire
-from providers.simulated_wire import Fault, Http
+from providers.simulated_faults import Fault, Http
 
 
 class Simulator:

@@ -22,7 +22,7 @@ import msgspec
 
 from cost.types import Usage
 
-DegradedReason = Literal["budget", "deadline", "provider_unavailable", "no_provider"]
+DegradedReason = Literal["budget", "deadline", "provider_unavailable", "no_provider", "overload"]
 
 
 class Label(msgspec.Struct, frozen=True):

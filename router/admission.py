@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from router.config import Auth, Escalate
+from router.config_checks import is_loopback
 from router.problems import ProblemError
 
 Receive = Callable[[], Awaitable[Any]]
@@ -32,10 +33,12 @@ class Keys:
         self._keys = [(bytes.fromhex(key.sha256), Tenant(key.tenant, key.escalate)) for key in auth.keys]
         self._admin = [bytes.fromhex(key) for key in auth.admin]
 
-    def tenant(self, presented: bytes) -> Tenant:
+    def tenant(self, headers: Mapping[bytes, bytes]) -> Tenant:
         """Raises `unauthorized`."""
         if not self._keys:
+            check_host(headers)
             return Tenant(LOCAL_TENANT)
+        presented = presented_key(headers)
         found: Tenant | None = None
         hashed = hashlib.sha256(presented).digest()
         for known, tenant in self._keys:
@@ -47,11 +50,12 @@ class Keys:
             )
         return found
 
-    def admin(self, presented: bytes) -> None:
+    def admin(self, headers: Mapping[bytes, bytes]) -> None:
         """Raises `unauthorized`, unless no key of any kind is configured (then only this machine can connect)."""
         if not self._admin and not self._keys:
+            check_host(headers)
             return
-        hashed = hashlib.sha256(presented).digest()
+        hashed = hashlib.sha256(presented_key(headers)).digest()
         if not any([hmac.compare_digest(hashed, known) for known in self._admin]):  # noqa: C419 - all, in constant time
             raise ProblemError("unauthorized", "this needs a key of [auth] admin")
 
@@ -62,6 +66,17 @@ def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
     if scheme.lower() == b"bearer" and key:
         return key.strip()
     return headers.get(b"x-api-key", b"")
+
+
+def check_host(headers: Mapping[bytes, bytes]) -> None:
+    """Without keys, whoever reaches the socket is let in. A web page whose name was made to lead here (DNS rebinding)
+    is kept out by that name."""
+    host = headers.get(b"host", b"localhost").decode("latin-1")
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if not is_loopback(name):
+        raise ProblemError(
+            "unauthorized", "without configured keys only requests to localhost or 127.0.0.1 are answered"
+        )
 
 
 class Slots:

@@ -17,12 +17,17 @@ from router.service import Service
 
 
 def create_app(loaded: Loaded, *, on_fatal: Callable[[str], None] = lambda _reason: None) -> Litestar:
-    """`app.state.service` is the `Service`; `on_fatal(reason)` is called when it can never answer."""
+    """`app.state.service` is the `Service`; `on_fatal(reason)` is called when it can never answer; `app.state.failure`
+    is why it could not be opened, if so."""
     service = Service(loaded, on_fatal=on_fatal)
 
     @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        await service.open()
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        try:
+            await service.open()
+        except Exception as error:
+            app.state.failure = error  # the server only says that there was one
+            raise
         try:
             yield
         finally:

@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+Name = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="1 to 64 letters, digits and signs of _ . -")
+]
 Milliseconds = Annotated[int, Meta(ge=1, le=600_000)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Usd = Annotated[float, Meta(ge=0.0, le=1_000_000.0)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="a SHA-256: 64 of the digits 0-9 and a-f")]
 Text = Annotated[str, Meta(min_length=1)]
 Escalate = Literal["auto", "never"]
 OverLength = Literal["escalate", "truncate", "reject"]
@@ -49,7 +51,13 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    url: Annotated[str, Meta(pattern=r"^(embedded|off|(redis|rediss|unix)://.+)$")] = "embedded"
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(embedded|off|(redis|rediss|unix)://.+)$",
+            description='"embedded", "off", "redis://localhost:6379/0", "rediss://…" or "unix:///run/redis.sock"',
+        ),
+    ] = "embedded"
     ttl_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400
     lookup_ms: Milliseconds = 10
     memory_mb: Annotated[int, Meta(ge=4, le=1_000_000)] = 128
@@ -95,8 +103,11 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["anthropic", "openai"]
     model: Annotated[str, Meta(min_length=1, max_length=200)]
-    api_key_env: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    base_url: Annotated[str, Meta(pattern=r"^https?://.+")] | None = None
+    api_key_env: (
+        Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of an environment variable")]
+        | None
+    ) = None
+    base_url: Annotated[str, Meta(pattern=r"^https?://.+", description='a URL like "https://HOST/v1"')] | None = None
     price: Price | None = None
 
     @property

@@ -88,7 +88,8 @@ def load_tree(
         problems += [f"{where(key)}: {message}" for key, message in found]
     if problems:
         raise ConfigError(problems)
-    return Loaded(config, path, tuple(config_checks.notes(config, path)), frozenset(overrides))
+    notes = (*config_checks.notes(config, path), *_nearly(environ))
+    return Loaded(config, path, notes, frozenset(overrides))
 
 
 def ledger_path(loaded: Loaded) -> Path:
@@ -124,6 +125,20 @@ def _apply_environment(tree: dict[str, Any], environ: Mapping[str, str], problem
             node[key[-1]] = value if _is_text(_kind_at(key)) else _parse_value(value)
             overrides[key] = variable
     return overrides
+
+
+def _nearly(environ: Mapping[str, str]) -> list[str]:
+    """Variables with one underscore too few. No problem: Kubernetes sets some like them for a service of this name."""
+    meant = {
+        f"{ENV_PREFIX}{section}_{name}".upper(): f"{ENV_PREFIX}{section}__{name}".upper()
+        for section, kind in _hints(Config).items()
+        for name in _hints(kind)
+    }
+    return [
+        f"environment variable {variable} is not read; did you mean {meant[variable]} (two underscores)?"
+        for variable in environ
+        if variable in meant
+    ]
 
 
 def _as_written(name: str, node: Mapping[str, Any]) -> str:
@@ -180,6 +195,9 @@ class _Places:
                 return f"environment variable {self._overrides[key[:length]]} ({name})"
             if key[:length] in self._lines:
                 return f"{self._path}:{self._lines[key[:length]]}: {name}"
+        # a section that only the environment speaks of
+        if variable := next((self._overrides[known] for known in self._overrides if known[: len(key)] == key), None):
+            return f"environment variable {variable} ({name})"
         return f"{self._path}: {name}"
 
 
@@ -235,13 +253,28 @@ def _convert(value: Any, kind: Any, key: Key, where: _Places, problems: list[str
         return value
     except msgspec.ValidationError as error:
         told = str(error).split(" - at ")[0].replace("`", "").replace("Expected", "expected")
-    choices = [part for part in get_args(kind) if isinstance(part, str)] if get_origin(kind) is Literal else []
-    if choices:
-        told = "expected " + " or ".join(f'"{choice}"' for choice in choices)
+    if choices := _choices(kind):
+        told = f"permitted: {', '.join(choices)}"
+    elif isinstance(value, str) and (described := _description(kind)):
+        told = f"expected {described}"
     secret = key[0] == "auth" or key[-1] in SECRET
-    shown = "" if secret or isinstance(value, dict | list) else f" (it is {value!r})"
-    problems.append(f"{where(key)}: {what}{told}{shown}")
+    shown = "" if secret or isinstance(value, dict | list) else f"is {value!r}; "
+    problems.append(f"{where(key)}: {what}{shown}{told}")
     return _NOTHING
+
+
+def _choices(kind: Any) -> list[str]:
+    """Of a Literal, if need be inside a union."""
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    return [choice for part in get_args(kind) for choice in _choices(part)]
+
+
+def _description(kind: Any) -> str:
+    """What a pattern wants, in words."""
+    if isinstance(kind, msgspec.Meta):
+        return kind.description or ""
+    return next(filter(None, map(_description, get_args(kind))), "")
 
 
 def _section(kind: Any) -> Any:

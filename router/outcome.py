@@ -10,7 +10,7 @@ from msgspec import UNSET
 from cost.types import NANO_PER_USD, InputRow, Source
 from local_model.types import Prediction, TaskInfo
 from providers.types import FrontierAnswer, FrontierUnavailable
-from router.cache.entry import KEPT_SCORES, Entry
+from router.cache.entry import Entry
 from router.problems import ProblemError
 from router.types import Answer, Degraded, Failed, LatencyMs
 
@@ -72,8 +72,7 @@ def from_entry(entry: Entry) -> Outcome:
 
 def from_prediction(prediction: Prediction, task: TaskInfo, nano_per_us: float) -> Outcome:
     """The most probable label, and what the device time cost."""
-    order = prediction.probabilities.argsort()[::-1][:KEPT_SCORES]
-    scores = tuple((task.labels[i], float(prediction.probabilities[i])) for i in order)
+    scores = tuple((task.labels[index], probability) for index, probability in prediction.top)
     cost = round(prediction.run_us * nano_per_us)
     return Outcome(
         source="local",

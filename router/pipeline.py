@@ -14,6 +14,7 @@ from local_model.types import Classifier, Expired, ModelError, OverLength, Predi
 from providers.types import Caller, Frontier, FrontierUnavailable, Label, Question
 from router import outcome as outcomes
 from router import policy
+from router.cache.entry import Kind
 from router.cache.keys import normalize
 from router.cache.types import Cache, Slot
 from router.outcome import Outcome
@@ -136,7 +137,8 @@ class Pipeline:
 
     def _slot(self, ask: Ask, digest: bytes, local: bool) -> Slot:
         identity = ask.task.local_identity if local else ask.task.frontier_identity
-        return Slot(ask.tenant, ask.task.info.name, digest, identity, ask.task.label_names)
+        kind: Kind = "local" if local else "frontier"
+        return Slot(ask.tenant, ask.task.info.name, digest, kind, identity, ask.task.label_names)
 
     # identical inputs in flight share one computation ----------------------------------------------------------------
 
@@ -163,7 +165,8 @@ class Pipeline:
     @staticmethod
     def _flight_key(ask: Ask, digest: bytes, alone: int | None) -> tuple[Any, ...]:
         """The digest names the tenant and the text. `alone`: an input that shares with nobody."""
-        key = (ask.task.info.name, digest, ask.task.local_identity, ask.rules.may_escalate)
+        identities = (ask.task.local_identity, ask.task.frontier_identity)
+        key = (ask.task.info.name, digest, *identities, ask.rules.may_escalate)
         return key if alone is None else (*key, ask.request_id, alone)
 
     def _launch(
@@ -174,24 +177,35 @@ class Pipeline:
         flight.task.add_done_callback(lambda _: self._in_flight.pop(key, None))
         return flight
 
+    async def close(self) -> None:
+        """Give up what is still being computed; paid calls are settled as uncertain."""
+        flights = [flight.task for flight in self._in_flight.values()]
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
     async def _join(self, flight: Flight, ask: Ask, index: int, text: str, digest: bytes) -> Outcome:
-        """Another caller's computation, for as long as this one's deadline allows; its own, if that caller had less
-        time and was therefore served less."""
-        remaining = ask.deadline - ANSWER_MARGIN_S - asyncio.get_running_loop().time()
-        await asyncio.wait({flight.task}, timeout=max(0.0, remaining))
-        if not flight.task.done():
-            late = FrontierUnavailable("deadline", "an identical request is still waiting for the frontier")
-            if flight.local is None:
-                return outcomes.failed("deadline", "an identical request is still being computed")
-            return outcomes.shared(outcomes.degraded(flight.local, late))
-        if not (flight.task.cancelled() or flight.task.exception() or flight.task.result().depends_on_deadline):
-            return outcomes.shared(flight.task.result())
-        try:
-            (prediction,) = self._admit(ask, [text])
-        except ProblemError as error:  # this input's problem: its neighbours may have been paid for
-            return outcomes.failed(error.kind, str(error))
-        alone = self._launch(self._flight_key(ask, digest, index), ask, index, text, prediction)
-        return await asyncio.shield(alone.task)
+        """Another caller's computation, for as long as this one's deadline allows. If that caller had less time, and
+        was therefore served less, the first of those who waited begins anew and the others join it."""
+        key = self._flight_key(ask, digest, None)
+        while True:
+            remaining = ask.deadline - ANSWER_MARGIN_S - asyncio.get_running_loop().time()
+            await asyncio.wait({flight.task}, timeout=max(0.0, remaining))
+            if not flight.task.done():
+                late = FrontierUnavailable("deadline", "an identical request is still waiting for the frontier")
+                if flight.local is None:
+                    return outcomes.failed("deadline", "an identical request is still being computed")
+                return outcomes.shared(outcomes.degraded(flight.local, late))
+            if not (flight.task.cancelled() or flight.task.exception() or flight.task.result().depends_on_deadline):
+                return outcomes.shared(flight.task.result())
+            if key in self._in_flight:
+                flight = self._in_flight[key]
+                continue
+            try:
+                (prediction,) = self._admit(ask, [text])
+            except ProblemError as error:  # this input's problem: its neighbours may have been paid for
+                return outcomes.failed(error.kind, str(error))
+            return await asyncio.shield(self._launch(key, ask, index, text, prediction).task)
 
     # 2 local ---------------------------------------------------------------------------------------------------------
 

@@ -8,17 +8,20 @@ URN = "urn:crossover:problem:"
 
 #: type -> (status, title)
 TABLE: dict[str, tuple[int, str]] = {
+    "bad-http": (400, "The request can not be parsed"),
     "malformed": (400, "The body is not valid JSON"),
     "unauthorized": (401, "A valid API key is required"),
     "not-found": (404, "There is nothing here"),
     "unknown-task": (404, "No such task"),
     "method-not-allowed": (405, "Method not allowed"),
+    "slow-head": (408, "The request took too long to arrive"),
     "slow-body": (408, "The body took too long to arrive"),
     "too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "Only uncompressed application/json is read"),
     "invalid": (422, "The request does not fit the schema"),
     "empty": (422, "The text is empty"),
     "over-length": (422, "The text is longer than the model reads"),
+    "head-too-large": (431, "The request's head is too large"),
     "overloaded": (429, "Too many requests at once"),
     "degraded": (503, "No frontier answer can be had"),
     "model-failed": (503, "The local model failed on this text"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Literal
 
@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from cost.ledger import Ledger
-from cost.types import NANO_PER_USD, LedgerError, Outcome
+from cost.types import NANO_PER_USD, LedgerError, Machine, Outcome
 from local_model.model import LocalModel
 from providers.chain import Chain
 from providers.types import Label, Provider
@@ -22,7 +22,7 @@ from router import paths, policy
 from router.admission import Keys, Slots, Tenant
 from router.cache import inspect, keys
 from router.cache.client import RedisCache, connect
-from router.cache.embedded import EmbeddedRedis
+from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.types import Cache, NoCache
 from router.config import Config, Hardware
 from router.config_file import Loaded, ledger_path
@@ -34,6 +34,9 @@ from router.types import ClassifyRequest
 from router.wiring import model_settings, task_specs
 
 log = structlog.get_logger("crossover")
+
+#: Bodies that may be on their way at once, for each request that may be inside: a slow one holds no slot.
+BODIES_PER_SLOT = 8
 
 #: What the local tier's device time costs when [hardware] names no machine: a 2-core box at list price.
 DEFAULT_HARDWARE = Hardware(usd_per_hour=0.0816, this_machine=True)
@@ -50,11 +53,13 @@ class Service:
         self.started = time.time()
         self.keys = Keys(self.config.auth)
         self.slots = Slots(self.config.server.max_concurrent)
+        self.bodies = Slots(BODIES_PER_SLOT * self.config.server.max_concurrent)
         self.telemetry = Telemetry()
         self.prices = price_table(self.config)
         self.tasks: Mapping[str, TaskRoute] = {}
         self.ledger_path = ledger_path(loaded)
         self.redis_url: str = ""
+        self.secret = b""  # keys the cache's digests
         self.cache: Cache = NoCache()
         self.ledger: Ledger
         self.chain: Chain
@@ -85,21 +90,9 @@ class Service:
         telemetry.price_age.set_function(lambda: (time.time() / 86_400) - self.prices.as_of.toordinal() + 719_163)
         telemetry.ready.set_function(lambda: float(self.state == "ready"))
 
-        self.redis_url = await self._open_redis()
-        if self.redis_url:
-            client = connect(self.redis_url)
-            cache = RedisCache(
-                client,
-                ttl_s=config.cache.ttl_s,
-                lookup_s=config.cache.lookup_ms / 1000,
-                on_lookup=lambda result: telemetry.lookups.labels(result).inc(),
-            )
-            telemetry.breaker.labels("redis").set_function(lambda: float(cache.breaker.open))
-            stack.push_async_callback(cache.close)
-            await cache.check()
-            self.cache = cache
-            telemetry.caching = True
-
+        self.secret = await asyncio.to_thread(keys.load_secret, config.cache.secret, paths.state_dir())
+        await asyncio.to_thread(keys.too_many_marks)
+        await self._open_cache()
         self.chain = Chain(
             [make_provider(name, config) for name in config.providers],
             ledger=self.ledger,
@@ -109,14 +102,35 @@ class Service:
         )
         stack.push_async_callback(self.chain.close)
 
-    async def _open_redis(self) -> str:
-        if self.config.cache.url == "off":
-            return ""
-        if self.config.cache.url != "embedded":
-            return self.config.cache.url
-        server = EmbeddedRedis(paths.state_dir(), self.config.cache.memory_mb)
-        self._stack.push_async_callback(asyncio.to_thread, server.stop)
-        return await asyncio.to_thread(server.start)
+    async def _open_cache(self) -> None:
+        """A Redis that can't be had is no reason not to start: /ready says so, and it is tried again."""
+        config, telemetry = self.config, self.telemetry
+        if config.cache.url == "off":
+            return
+        self.redis_url = config.cache.url
+        revive: Callable[[], Awaitable[None]] | None = None
+        if config.cache.url == "embedded":
+            server = EmbeddedRedis(paths.state_dir(), config.cache.memory_mb)
+            self.redis_url = server.url
+            self._stack.push_async_callback(asyncio.to_thread, server.stop)
+            revive = partial(asyncio.to_thread, server.ensure)
+            try:
+                await asyncio.to_thread(server.start)
+            except EmbeddedRedisError as error:
+                log.warning("embedded_redis", error=str(error))
+        cache = RedisCache(
+            connect(self.redis_url),
+            secret=self.secret,
+            ttl_s=config.cache.ttl_s,
+            lookup_s=config.cache.lookup_ms / 1000,
+            on_lookup=lambda result: telemetry.lookups.labels(result).inc(),
+            revive=revive,
+        )
+        telemetry.breaker.labels("redis").set_function(lambda: float(cache.breaker.open))
+        self._stack.push_async_callback(cache.close)
+        await cache.check()
+        self.cache = cache
+        telemetry.caching = True
 
     async def _load(self) -> None:
         """Load and warm the model; a failure here is fatal, and says why."""
@@ -139,7 +153,10 @@ class Service:
             self.on_fatal(str(error))
             return
         self.model = model
-        self._wire(model)
+        machine = self._machine(model)
+        with suppress(LedgerError):  # whether the books can be written is seen elsewhere
+            await self.ledger.note_machine(machine)
+        self._wire(model, machine.threads)
         self.telemetry.queue.set_function(lambda: float(model.stats()["waiting"]))
         self.state = "ready"
         self._watching = asyncio.create_task(self._watch(model))
@@ -152,24 +169,32 @@ class Service:
         if self.state == "ready":
             self._model_died(TimeoutError())
 
-    def _wire(self, model: LocalModel) -> None:
-        secret = keys.load_secret(self.config.cache.secret, paths.state_dir())
+    def _machine(self, model: LocalModel) -> Machine:
+        """What the ledger notes of this machine: what capacity is computed from."""
+        encoders = model.status()["encoders"]
+        hardware = this_machine(self.config)
+        return Machine(
+            threads=sum(encoder["threads"] for encoder in encoders),
+            device=encoders[0]["device"],
+            cores=len(os.sched_getaffinity(0)),
+            engine=encoders[0]["kind"],
+            usd_per_hour=hardware.usd_per_hour if hardware else None,
+        )
+
+    def _wire(self, model: LocalModel, threads: int) -> None:
         chain = " > ".join(f"{name}/{model_name}" for name, model_name in self.chain.configured())
-        self.tasks = {name: task_route(name, self.config, model, secret, chain) for name in self.config.tasks}
+        self.tasks = {name: task_route(name, self.config, model, self.secret, chain) for name in self.config.tasks}
         if isinstance(self.cache, RedisCache):
             self.cache.publish(inspection_notes(self.tasks))
-        hardware = next((h for h in self.config.hardware.values() if h.this_machine), DEFAULT_HARDWARE)
+        hardware = this_machine(self.config) or DEFAULT_HARDWARE
         self._pipeline = Pipeline(
             cache=self.cache,
             classifier=model,
             frontier=self.chain,
             ledger=self.ledger,
-            digest=partial(keys.text_digest, secret),
+            digest=partial(keys.text_digest, self.secret),
             local_deadline_s=self.config.server.local_deadline_ms / 1000,
-            nano_per_local_us=hardware.usd_per_hour
-            * NANO_PER_USD
-            / 3600e6
-            / sum(e["threads"] for e in model.status()["encoders"]),
+            nano_per_local_us=hardware.usd_per_hour * NANO_PER_USD / 3600e6 / threads,
             store_preview=self.config.cache.store_preview,
             on_ledger_error=self._ledger_failed,
         )
@@ -187,6 +212,8 @@ class Service:
             await asyncio.wait({self._loading})
         if self._watching is not None:
             self._watching.cancel()
+        if self._pipeline is not None:
+            await self._pipeline.close()
         await self._stack.aclose()
 
     # what requests see -----------------------------------------------------------------------------------------------
@@ -271,6 +298,10 @@ class Service:
     def _count_attempt(self, provider: str, model: str, outcome: Outcome) -> None:
         self.telemetry.attempts.labels(provider, outcome.error or "answered").inc()
         self.telemetry.spend.labels(provider, model, outcome.state).inc(outcome.cost_nano / NANO_PER_USD)
+
+
+def this_machine(config: Config) -> Hardware | None:
+    return next((hardware for hardware in config.hardware.values() if hardware.this_machine), None)
 
 
 def make_provider(name: str, config: Config) -> Provider:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 Degraded = Literal["budget", "deadline", "provider_unavailable", "no_provider", "overload", "drift"]
-Text = Annotated[str, Meta(min_length=1, description="The text to classify.")]
+Text = Annotated[str, Meta(description="The text to classify.")]
 
 
 class ClassifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

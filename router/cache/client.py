@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from router.cache import keys
+from router.cache.embedded import EmbeddedRedisError
 from router.cache.entry import Corrupt, Entry, decode, encode
 from router.cache.types import Slot
 
@@ -51,12 +52,21 @@ def connect(url: str) -> Redis:
 
 
 class RedisCache:
-    """Implements `router.cache.types.Cache`. `on_lookup` is told "error" and "corrupt" (a damaged entry)."""
+    """Implements `router.cache.types.Cache`. `on_lookup` is told "error" and "corrupt" (a damaged entry).
+    `revive` is awaited before each probe of a Redis that did not answer."""
 
     def __init__(
-        self, redis: Redis, *, ttl_s: int, lookup_s: float, on_lookup: Callable[[str], None] = lambda _result: None
+        self,
+        redis: Redis,
+        *,
+        secret: bytes,
+        ttl_s: int,
+        lookup_s: float,
+        on_lookup: Callable[[str], None] = lambda _result: None,
+        revive: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._redis = redis
+        self._secret = secret
         self._ttl_s = ttl_s
         self._lookup_s = lookup_s
         self._on_lookup = on_lookup
@@ -64,7 +74,7 @@ class RedisCache:
         self._waiting: list[tuple[Sequence[Slot], asyncio.Future[list[Entry | None]]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._writes = 0
-        self.breaker = Breaker(self._redis.ping, self._spawn)
+        self.breaker = Breaker(self._redis.ping, self._spawn, lookup_s, revive)
 
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
         if self.breaker.open:
@@ -121,7 +131,7 @@ class RedisCache:
         if value is None:
             return None
         try:
-            entry = decode(value, name, slot.labels)
+            entry = decode(value, name, slot.kind, slot.labels, self._secret)
         except Corrupt:
             self._on_lookup("corrupt")
             self._spawn(self._quietly(self._redis.unlink(name)))
@@ -143,7 +153,7 @@ class RedisCache:
             return
         name = self._key(slot)
         self._writes += 1
-        self._spawn(self._write(name, encode(msgspec.structs.replace(entry, key=name))))
+        self._spawn(self._write(name, encode(msgspec.structs.replace(entry, key=name), self._secret)))
 
     async def _write(self, name: str, value: bytes) -> None:
         try:
@@ -195,8 +205,16 @@ def _text(value: Any) -> str:
 class Breaker:
     """Stops asking a Redis that does not answer; a PING in the background, once a second, finds out when it does."""
 
-    def __init__(self, probe: Callable[[], Any], spawn: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        probe: Callable[[], Any],
+        spawn: Callable[[Any], None],
+        seconds: float,
+        revive: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         self.open = False
+        self._seconds = seconds
+        self._revive = revive
         self._probe = probe
         self._spawn = spawn
         self._failures = 0
@@ -230,8 +248,10 @@ class Breaker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), PROBE_SECONDS * random.uniform(0.8, 1.2))
             try:
-                await within(self._probe(), 0.1)
-            except (RedisError, OSError, TimeoutError):
+                if self._revive is not None:
+                    await self._revive()
+                await within(self._probe(), self._seconds)
+            except (RedisError, OSError, TimeoutError, EmbeddedRedisError):
                 continue
             self._failures = 0
             self.open = False

@@ -20,6 +20,8 @@ from types import TracebackType
 
 import psutil
 
+#: Seconds for a server to start or to end.
+PATIENCE_S = 10.0
 #: Longest path of a unix socket (sun_path), with room for the name.
 SOCKET_PATH_LIMIT = 100
 
@@ -66,24 +68,35 @@ class EmbeddedRedis:
         return f"unix://{self.socket}"
 
     def start(self) -> str:
-        """Blocks until the server answers (tens of milliseconds). Raises `EmbeddedRedisError`."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = self._try_lock()
-        if self._lock is None:  # another process of this state folder owns the server
-            self._wait_until_it_answers(None)
-            return self.url
-        if pid := self._left_behind():
-            self.pid = pid
-            return self.url
-        process = self._spawn()
-        self.pid = process.pid
-        (self._folder / "redis.pid").write_text(str(process.pid))
+        """Blocks until a server answers (tens of milliseconds). Raises `EmbeddedRedisError`."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            self.ensure()
+            if self._answers():
+                return self.url
+            if self._process is not None and self._process.poll() is not None:
+                tail = (self._folder / "redis.log").read_text(errors="replace")[-300:].strip()
+                self.stop()
+                raise EmbeddedRedisError(f"redis-server ended at once: {tail}")
+            if time.monotonic() > give_up:
+                raise EmbeddedRedisError(f"redis-server at {self.socket} does not answer; see redis.log beside it")
+            time.sleep(0.01)
+
+    def ensure(self) -> None:
+        """Own the server if nobody does, and start one if there is none. Called again whenever it does not answer: the
+        owner may have left, or the server may have been killed. Raises `EmbeddedRedisError`."""
         try:
-            self._wait_until_it_answers(process)
-        except EmbeddedRedisError:
-            self.stop()
-            raise
-        return self.url
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._lock is None:
+                self._lock = self._try_lock()
+        except OSError as error:
+            raise EmbeddedRedisError(f"{self._folder}: {error.strerror}") from None
+        if self._lock is None or (self.pid is not None and _alive(self.pid)):
+            return
+        self.pid = self._left_behind()
+        if self.pid is None:
+            self.pid = self._spawn().pid
+            (self._folder / "redis.pid").write_text(str(self.pid))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self._folder / "redis.log").open("wb") as log:
@@ -109,12 +122,15 @@ class EmbeddedRedis:
             with contextlib.suppress(psutil.NoSuchProcess):
                 server = psutil.Process(self.pid)
                 server.send_signal(signal.SIGTERM)
-                try:
-                    server.wait(5)
-                except psutil.TimeoutExpired:
-                    server.kill()
+                give_up = time.monotonic() + PATIENCE_S
+                while _alive(self.pid):  # not `wait`: one that was taken over may stay a zombie of somebody else
+                    if self._process is not None:
+                        self._process.poll()
+                    if time.monotonic() > give_up:
+                        server.kill()
+                    time.sleep(0.005)
             if self._process is not None:
-                self._process.wait(5)
+                self._process.wait(PATIENCE_S)
                 self._process = None
             self.pid = None
         if self._lock is not None:
@@ -150,19 +166,16 @@ class EmbeddedRedis:
         except (RedisError, OSError):
             return False
 
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes] | None) -> None:
-        give_up = time.monotonic() + 10
-        while not self._answers():
-            if process is not None and process.poll() is not None:
-                tail = (self._folder / "redis.log").read_text(errors="replace")[-300:].strip()
-                raise EmbeddedRedisError(f"redis-server ended at once (exit {process.returncode}): {tail}")
-            if time.monotonic() > give_up:
-                raise EmbeddedRedisError(f"redis-server at {self.socket} does not answer; see redis.log beside it")
-            time.sleep(0.01)
-
     def __enter__(self) -> EmbeddedRedis:
         self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
 from collections.abc import Collection
 from typing import Literal
 
 import msgspec
 
-#: Labels kept of a local answer, best first: enough for `top_k` and for another threshold.
-KEPT_SCORES = 10
+
+Kind = Literal["local", "frontier"]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One answer. Holds no text, unless `cache.store_preview` asks for one."""
 
     key: str  # the key it was written under
-    kind: Literal["local", "frontier"]
+    kind: Kind
     at: float  # unix time
     label: str
     confidence: float | None
@@ -32,21 +34,27 @@ class Corrupt(ValueError):
     """Bytes that are no entry of this key."""
 
 
+SEAL_SIZE = 8
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Entry)
 
 
-def encode(entry: Entry) -> bytes:
-    return _encoder.encode(entry)
+def encode(entry: Entry, secret: bytes) -> bytes:
+    """A seal (keyed BLAKE2b of the rest), then the entry: whoever writes to Redis without the secret writes misses."""
+    body = _encoder.encode(entry)
+    return _seal(body, secret) + body
 
 
-def decode(data: bytes, key: str, labels: Collection[str] | None) -> Entry:
-    """`labels`: the task's, None if unknown (inspection). Raises `Corrupt`."""
+def decode(data: bytes, key: str, kind: Kind | None, labels: Collection[str] | None, secret: bytes) -> Entry:
+    """`kind`, `labels`: what the asker expects, None if unknown (inspection). Raises `Corrupt`."""
+    body = data[SEAL_SIZE:]
+    if not hmac.compare_digest(data[:SEAL_SIZE], _seal(body, secret)):
+        raise Corrupt("its seal is broken")
     try:
-        entry = _decoder.decode(data)
+        entry = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(type(error).__name__) from None
-    if entry.key != key:
+    if entry.key != key or (kind is not None and entry.kind != kind):
         raise Corrupt("written under another key")
     if labels is not None and (entry.label not in labels or any(label not in labels for label, _ in entry.scores)):
         raise Corrupt("label outside the task's set")
@@ -56,3 +64,7 @@ def decode(data: bytes, key: str, labels: Collection[str] | None) -> Entry:
     if not all(math.isfinite(number) and 0.0 <= number <= 1.0 for number in numbers):
         raise Corrupt("not a probability")
     return entry
+
+
+def _seal(body: bytes, secret: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=SEAL_SIZE, key=secret).digest()

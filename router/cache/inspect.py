@@ -4,6 +4,7 @@ so that a miss can be explained without loading a model."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -54,14 +55,19 @@ def current_key(task: str) -> str:
     return f"co:{keys.VERSION}:current:{task}"
 
 
-def open_redis(url: str) -> Redis:
-    """Raises `InspectError` if it does not answer."""
-    client = Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=2.0)
+@contextmanager
+def connected(url: str) -> Iterator[Redis]:
+    """A client, closed in the end. Raises `InspectError` if Redis does not answer, now or later in the block."""
     try:
-        client.ping()
-    except (RedisError, OSError) as error:
+        client = Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=2.0)
+    except ValueError:  # its message quotes the URL, password and all
+        raise InspectError("cache.url is no URL that can be used; `crossover check` says more") from None
+    try:
+        with client:
+            client.ping()
+            yield client
+    except (RedisError, ConnectionError, TimeoutError) as error:
         raise InspectError(f"the cache does not answer ({type(error).__name__}); is the service running?") from None
-    return client
 
 
 def parse(key: str) -> Name | None:
@@ -73,7 +79,7 @@ def parse(key: str) -> Name | None:
     return Name(key, tenant, task, generation, text, identity)
 
 
-def entries(client: Redis, *, tenant: str = "*", task: str = "*", text: str = "*") -> Iterator[Found]:
+def entries(client: Redis, secret: bytes, *, tenant: str = "*", task: str = "*", text: str = "*") -> Iterator[Found]:
     """All entries that match, read in small steps (SCAN); the order is Redis'."""
     pattern = f"co:{keys.VERSION}:{tenant}:{task}:*:{text}:*"
     batch: list[Name] = []
@@ -81,12 +87,12 @@ def entries(client: Redis, *, tenant: str = "*", task: str = "*", text: str = "*
         if name := parse(raw.decode("ascii", "replace")):
             batch.append(name)
         if len(batch) >= 200:
-            yield from _read(client, batch)
+            yield from _read(client, secret, batch)
             batch = []
-    yield from _read(client, batch)
+    yield from _read(client, secret, batch)
 
 
-def _read(client: Redis, names: Sequence[Name]) -> Iterator[Found]:
+def _read(client: Redis, secret: bytes, names: Sequence[Name]) -> Iterator[Found]:
     pipeline = client.pipeline(transaction=False)
     for name in names:
         pipeline.get(name.key)
@@ -96,7 +102,7 @@ def _read(client: Redis, names: Sequence[Name]) -> Iterator[Found]:
         if value is None or isinstance(value, Exception):
             continue  # it expired meanwhile, or is of another type
         try:
-            entry = decode(value, name.key, None)
+            entry = decode(value, name.key, None, None, secret)
         except Corrupt:
             entry = None
         yield Found(name, entry, int(ttl) if isinstance(ttl, int) else -1, len(value))

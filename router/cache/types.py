@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from router.cache.entry import Entry
+from router.cache.entry import Entry, Kind
 
 
 class Slot(NamedTuple):
@@ -14,6 +14,7 @@ class Slot(NamedTuple):
     tenant: str
     task: str
     text: bytes  # digest
+    kind: Kind
     identity: str
     labels: Collection[str]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,36 +13,41 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from cost.books import hits as hits_by_the_books
 from cost.types import NANO_PER_USD
-from router import paths, runfile
 from router.cache import inspect, keys
-from router.cache.embedded import EmbeddedRedis
+from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.inspect import Found, InspectError
-from router.cli.options import config_option, json_option, load_or_exit, stop
+from router.cli.options import books, json_option, reading_option, stop
 
 
 class Target(NamedTuple):
-    """The cache that is meant."""
+    """The cache that is meant, connected."""
 
-    url: str
+    client: Any
     secret: bytes
-    ledger: Path | None
+    ledger: Path
+
+    def digest(self, tenant: str, text: str) -> str:
+        """Of a text, in hex, as it stands in the keys."""
+        return keys.text_digest(self.secret, tenant, keys.normalize(text)).hex()
 
 
-def find(config: Path | None) -> Target:
-    """The config's if one is given, else that of the running service, else that of the default config."""
-    notes = [] if config else runfile.running()
-    loaded = load_or_exit(
-        config or (Path(notes[0].config) if notes and Path(notes[0].config).exists() else None), serving=False
-    )
-    state_dir = Path(notes[0].state_dir) if notes else paths.state_dir()
-    url = loaded.config.cache.url
+@contextmanager
+def connected(config: Path | None) -> Iterator[Target]:
+    """Whatever goes wrong with the cache, here or in the block, is one line and exit code 2."""
+    its = books(config)
+    url = its.loaded.config.cache.url
     if url == "off":
         stop('cache.url is "off" in this config')
-    if url == "embedded":
-        url = notes[0].redis_url if notes else EmbeddedRedis(state_dir, 64).url
-    ledger = Path(notes[0].ledger) if notes else state_dir / "ledger.db"
-    return Target(url, keys.load_secret(loaded.config.cache.secret, state_dir), ledger if ledger.exists() else None)
+    try:
+        if url == "embedded":
+            url = its.service.redis_url if its.service else EmbeddedRedis(its.state_dir, 64).url
+        secret = keys.load_secret(its.loaded.config.cache.secret, its.state_dir)
+        with inspect.connected(url) as client:
+            yield Target(client, secret, its.ledger)
+    except (InspectError, EmbeddedRedisError) as error:
+        stop(str(error))
 
 
 @click.group()
@@ -54,14 +60,13 @@ task_option = click.option("--task", help="Only this task's.")
 
 
 @cache.command()
-@config_option
+@reading_option
 @json_option
 def stats(config: Path | None, as_json: bool) -> None:
     """Entries, bytes, time to live, and hits by task and source."""
-    target = find(config)
-    with _client(target) as client:
-        found = list(inspect.entries(client))
-        memory: Any = client.info("memory")
+    with connected(config) as target:
+        found = list(inspect.entries(target.client, target.secret))
+        memory: Any = target.client.info("memory")
     hits = _hits(target.ledger)
     groups: dict[tuple[str, str], list[Found]] = {}
     for item in found:
@@ -74,7 +79,7 @@ def stats(config: Path | None, as_json: bool) -> None:
             "bytes": sum(item.bytes for item in items),
             "ttl_s_min": min(item.ttl_s for item in items),
             "ttl_s_max": max(item.ttl_s for item in items),
-            "hits": sum(hits.get(item.name.text, Hits(0, 0)).times for item in items),
+            "hits": sum(mine[0] for item in items if (mine := _of(item, hits))),
             "paid_usd": sum(item.entry.cost_nano for item in items if item.entry and source == "frontier")
             / NANO_PER_USD,
         }
@@ -92,7 +97,7 @@ def stats(config: Path | None, as_json: bool) -> None:
             str(row["source"]),
             str(row["entries"]),
             str(row["bytes"]),
-            f"{_span(row['ttl_s_min'])}-{_span(row['ttl_s_max'])}",
+            " - ".join(dict.fromkeys((_span(row["ttl_s_min"]), _span(row["ttl_s_max"])))),
             str(row["hits"]),
             f"${row['paid_usd']:.6f}",
         )
@@ -103,18 +108,18 @@ def stats(config: Path | None, as_json: bool) -> None:
 @click.argument("text")
 @tenant_option
 @task_option
-@config_option
+@reading_option
 @json_option
 def get(text: str, tenant: str, task: str | None, config: Path | None, as_json: bool) -> None:
     """What is kept of TEXT; for a miss, what of the key differs. Exits with 1 on a miss."""
-    target = find(config)
     normalized = keys.normalize(text)
-    digest = keys.text_digest(target.secret, tenant, normalized).hex()
     answers = []
-    with _client(target) as client:
-        for item in inspect.entries(client, tenant=tenant, task=task or "*", text=digest):
-            now, generation = inspect.current(client, item.name.task), inspect.generation(client, item.name.task)
-            answers.append((item, inspect.why_not(client, item, now, generation)))
+    with connected(config) as target:
+        digest = target.digest(tenant, text)
+        for item in inspect.entries(target.client, target.secret, tenant=tenant, task=task or "*", text=digest):
+            now = inspect.current(target.client, item.name.task)
+            generation = inspect.generation(target.client, item.name.task)
+            answers.append((item, inspect.why_not(target.client, item, now, generation)))
     hit = any(not reasons for _, reasons in answers)
     if as_json:
         click.echo(
@@ -123,7 +128,7 @@ def get(text: str, tenant: str, task: str | None, config: Path | None, as_json: 
                     "normalized": normalized,
                     "digest": digest,
                     "hit": hit,
-                    "entries": [{**_plain(item, {}), "key": item.name.key, "differs": why} for item, why in answers],
+                    "entries": [{**_plain(item, None), "key": item.name.key, "differs": why} for item, why in answers],
                 }
             )
         )
@@ -155,16 +160,17 @@ def get(text: str, tenant: str, task: str | None, config: Path | None, as_json: 
 @task_option
 @click.option("--tenant", help="Only this tenant's.")
 @click.option("-n", "limit", default=50, show_default=True, help="At most so many, the latest first.")
-@config_option
+@reading_option
 @json_option
 def ls(task: str | None, tenant: str | None, limit: int, config: Path | None, as_json: bool) -> None:
     """The entries: label, source, age, time to live, hits, dollars saved. Texts only with cache.store_preview."""
-    target = find(config)
-    hits = _hits(target.ledger)
-    with _client(target) as client:
-        found = [i for i in inspect.entries(client, tenant=tenant or "*", task=task or "*") if i.entry]
+    with connected(config) as target:
+        found = [
+            i for i in inspect.entries(target.client, target.secret, tenant=tenant or "*", task=task or "*") if i.entry
+        ]
     found.sort(key=lambda item: item.entry.at if item.entry else 0, reverse=True)
-    rows = [_plain(item, hits) for item in found[:limit]]
+    hits = _hits(target.ledger)
+    rows = [_plain(item, _of(item, hits)) for item in found[:limit]]
     if as_json:
         click.echo(msgspec.json.encode(rows))
         return
@@ -195,72 +201,45 @@ def ls(task: str | None, tenant: str | None, limit: int, config: Path | None, as
 @click.option("--all", "everything", is_flag=True, help="All tasks.")
 @click.option("--tenant", help="Only this tenant's.")
 @click.option("--yes", is_flag=True, help="Do it; without it, only say what would be removed.")
-@config_option
+@reading_option
 def purge(
     text: str | None, task: str | None, everything: bool, tenant: str | None, yes: bool, config: Path | None
 ) -> None:
     """Remove the entries of a task, of one TEXT (for --tenant, default local), or --all. A dry run unless --yes."""
     if not (text or task or everything):
         stop("say what to purge: a TEXT, --task T, or --all")
-    target = find(config)
     digest = "*"
-    if text:
-        tenant = tenant or "local"
-        digest = keys.text_digest(target.secret, tenant, keys.normalize(text)).hex()
-    with _client(target) as client:
-        found = list(inspect.entries(client, tenant=tenant or "*", task=task or "*", text=digest))
+    with connected(config) as target:
+        if text:
+            tenant = tenant or "local"
+            digest = target.digest(tenant, text)
+        found = list(inspect.entries(target.client, target.secret, tenant=tenant or "*", task=task or "*", text=digest))
         paid = sum(i.entry.cost_nano for i in found if i.entry and i.entry.kind == "frontier") / NANO_PER_USD
         what = f"{len(found)} entries; frontier answers among them were paid ${paid:.6f}"
         if not yes:
             click.echo(f"would remove {what}. Nothing was removed: add --yes")
             return
         whole = {item.name.task for item in found} | ({task} if task else set()) if not (text or tenant) else set()
-        removed = inspect.purge(client, found, whole)
+        removed = inspect.purge(target.client, found, whole)
     click.echo(f"removed {removed} of {what}")
 
 
-class _client:  # noqa: N801 - reads as a function
-    """`with _client(target) as client`, with errors for people."""
-
-    def __init__(self, target: Target) -> None:
-        try:
-            self._client = inspect.open_redis(target.url)
-        except InspectError as error:
-            stop(str(error))
-
-    def __enter__(self) -> Any:
-        return self._client
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+Hits = dict[tuple[str, str, str], tuple[int, int]]  # as `cost.books.hits` gives them
 
 
-class Hits(NamedTuple):
-    times: int
-    saved_nano: int
+def _hits(ledger: Path) -> Hits | None:
+    return hits_by_the_books(ledger) if ledger.exists() else None
 
 
-def _hits(ledger: Path | None) -> dict[str, Hits]:
-    """Hits of each text by the books, by digest in hex; empty if there are none."""
-    if ledger is None:
-        return {}
-    import sqlite3
-
-    from cost.types import LedgerError
-
-    try:
-        with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=2.0) as books:
-            rows: Sequence[tuple[bytes, int, int]] = books.execute(
-                "SELECT text_digest, COUNT(*), SUM(saved_nano) FROM inputs WHERE source = 'cache' GROUP BY text_digest"
-            ).fetchall()
-    except (sqlite3.Error, LedgerError):
-        return {}
-    return {digest.hex(): Hits(count, saved) for digest, count, saved in rows}
+def _of(item: Found, hits: Hits | None) -> tuple[int, int] | None:
+    """(hits, saved nano-USD) of an entry; None where nobody knows."""
+    if hits is None or item.entry is None:
+        return None
+    return hits.get((item.name.text, item.name.task, item.entry.kind), (0, 0))
 
 
-def _plain(item: Found, hits: dict[str, Hits]) -> dict[str, Any]:
+def _plain(item: Found, mine: tuple[int, int] | None) -> dict[str, Any]:
     entry = item.entry
-    mine = hits.get(item.name.text)
     return {
         "tenant": item.name.tenant,
         "task": item.name.task,
@@ -271,8 +250,8 @@ def _plain(item: Found, hits: dict[str, Hits]) -> dict[str, Any]:
         "age_s": round(time.time() - entry.at, 1) if entry else None,
         "ttl_s": item.ttl_s,
         "bytes": item.bytes,
-        "hits": mine.times if mine else (0 if hits else None),
-        "saved_usd": mine.saved_nano / NANO_PER_USD if mine else (0.0 if hits else None),
+        "hits": mine[0] if mine else None,
+        "saved_usd": mine[1] / NANO_PER_USD if mine else None,
         "cost_usd": entry.cost_nano / NANO_PER_USD if entry else None,
         "preview": entry.preview if entry else None,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from router.cli.options import config_option, load_or_exit
+from router.cli.options import config_option, load_or_exit, starting
 from router.config_file import Loaded
 
 
@@ -44,7 +44,8 @@ async def ask_providers(loaded: Loaded) -> int:
     prices = price_table(loaded.config)
     failed = False
     for name in loaded.config.providers:
-        provider = make_provider(name, loaded.config)
+        with starting():
+            provider = make_provider(name, loaded.config)
         try:
             for finding in await live_check(provider, prices):
                 click.echo(f"live: {finding.provider}: {finding.level}: {finding.what}: {finding.detail}")

@@ -1,21 +1,44 @@
-"""`crossover classify`."""
+"""`crossover classify`: a few texts, or a file of them."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
+from router.cli.asking import Ask, Route, Unanswered, in_process, through_service
+from router.cli.classify_file import answer_file
 from router.cli.options import config_option, json_option, load_or_exit, stop
+from router.cli.rows import BadFile
+from router.problems import ProblemError
+
+BATCH = 64  # texts a request
+#: The same where the frontier may be asked, so that a provider sees few calls at once.
+PAID_BATCH = 8
+#: Milliseconds for a request of a file's rows: it matters that they are answered, not when.
+PATIENCE_MS = 60_000
 
 
 @click.command()
-@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.argument("texts", nargs=-1, metavar="[TEXT...]")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
+    help="CSV (with a header line) or JSONL (an object a line); - is standard input.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Answers to --file, in its format. What an interrupted run wrote stays, and is gone on with. [default: -]",
+)
+@click.option("--text-col", default="text", show_default=True, help="Column or field of --file with the texts.")
 @click.option("--task", help="May be left out where one task is configured.")
 @click.option("--url", help="Ask this service. [default: in process, without a server]")
 @click.option("--key", envvar="CROSSOVER_API_KEY", help="API key for --url. [env: CROSSOVER_API_KEY]")
@@ -24,6 +47,9 @@ from router.cli.options import config_option, json_option, load_or_exit, stop
 @json_option
 def classify(
     texts: Sequence[str],
+    file: Path | None,
+    out: Path | None,
+    text_col: str,
     task: str | None,
     url: str | None,
     key: str | None,
@@ -31,9 +57,44 @@ def classify(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Classify TEXTs, in process or through a service. Spends nothing without --escalate."""
-    body = {"input": list(texts), "route": "auto" if escalate else "local", **({"task": task} if task else {})}
-    answer = through_service(url, key, body) if url else asyncio.run(in_process(config, body))
+    """Classify TEXTs or the rows of a file, in process or through a service. Spends nothing without --escalate.
+
+    Answers to a file are its rows, in order, with the columns label, confidence, source, degraded and error added
+    (answer_label and so on where the file has such a column). Exits with 1 if a row has an error.
+    """
+    if bool(texts) == (file is not None):
+        raise click.UsageError("give either TEXTs or a file with -f")
+    if file is None and out is not None:
+        raise click.UsageError("-o is for the answers to a file; give the file with -f")
+    if file is not None and as_json:
+        raise click.UsageError("--json is for TEXTs; the answers to a file have its format")
+    if len(texts) > BATCH:
+        raise click.UsageError(f"{BATCH} TEXTs at most; put more into a file and give it with -f")
+    loaded = None if url else load_or_exit(config)
+    if loaded and file is not None:
+        server = msgspec.structs.replace(loaded.config.server, deadline_ms=PATIENCE_MS, local_deadline_ms=PATIENCE_MS)
+        loaded = msgspec.structs.replace(loaded, config=msgspec.structs.replace(loaded.config, server=server))
+    route: Route = "auto" if escalate else "local"
+
+    def start() -> AbstractAsyncContextManager[Ask]:
+        return in_process(loaded, task, route) if loaded else through_service(url or "", key, task, route)
+
+    try:
+        if file is None:
+            asyncio.run(answer_texts(texts, start(), as_json))
+        else:
+            errors = answer_file(file, out or Path("-"), text_col, start, PAID_BATCH if escalate else BATCH)
+            sys.exit(1 if errors else 0)
+    except BadFile as error:
+        stop(str(error))
+    except (Unanswered, ProblemError) as error:
+        stop(str(error), 1)
+
+
+async def answer_texts(texts: Sequence[str], asking: AbstractAsyncContextManager[Ask], as_json: bool) -> None:
+    """One request, a line a text."""
+    async with asking as ask:
+        answer = await ask(texts)
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return
@@ -44,43 +105,3 @@ def classify(
         sure = "" if result["confidence"] is None else f"{result['confidence']:.3f}"
         mark = f"\tdegraded: {result['degraded']}" if result["degraded"] else ""
         click.echo(f"{result['label']}\t{sure}\t{result['source']}\t{text}{mark}")
-
-
-def through_service(url: str, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
-    import httpx
-
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = httpx.post(f"{url.rstrip('/')}/v1/classify", json=body, headers=headers, timeout=60)
-        answer: dict[str, Any] = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        stop(f"{url} did not answer: {type(error).__name__}", 1)
-    if response.status_code != 200:
-        stop(f"{url} answered {response.status_code}: {answer.get('detail', '')}", 1)
-    return answer
-
-
-async def in_process(config: Path | None, body: dict[str, Any]) -> dict[str, Any]:
-    from router.admission import LOCAL_TENANT, Tenant
-    from router.outcome import to_wire
-    from router.problems import ProblemError
-    from router.service import Service
-    from router.telemetry import configure_logging
-    from router.types import ClassifyRequest, ClassifyResponse
-
-    configure_logging("warning")
-    service = Service(load_or_exit(config))
-    await service.open()
-    try:
-        await service.wait_until_ready()
-        request = msgspec.convert(body, ClassifyRequest)
-        ask = service.ask(request, Tenant(LOCAL_TENANT), f"req_cli_{time.time_ns():x}", time.perf_counter_ns())
-        outcomes = await service.pipeline.classify(ask)
-    except ProblemError as error:
-        stop(str(error), 1)
-    finally:
-        await service.close()
-    took = (time.perf_counter_ns() - ask.started_ns) // 1000
-    results = [to_wire(outcome, total_us=took, top_k=None) for outcome in outcomes]
-    answer: dict[str, Any] = msgspec.to_builtins(ClassifyResponse(ask.request_id, ask.task.info.name, results))
-    return answer

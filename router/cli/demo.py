@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router import paths, runfile
+from router.cli.options import this_command
 
 VOLUME = "2M/month"
 IN_FLIGHT = 4
@@ -238,15 +239,17 @@ def shortened(text: str, room: int) -> str:
 
 
 def stay(console: Console, url: str) -> None:
+    crossover = this_command()
     console.print(
         f"""\
 curl -s {url}/v1/classify -H 'content-type: application/json' -d '{{"input": "my card still has not arrived"}}'
-crossover report --volume {VOLUME}
-crossover cache ls
-crossover cache get "my card still has not arrived"
+{crossover} report --volume {VOLUME}
+{crossover} cache ls
+{crossover} cache get "my card still has not arrived"
 curl -s {url}/v1/status""",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

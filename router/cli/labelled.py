@@ -24,10 +24,13 @@ class BadData(Exception):
 
 
 class Labelled(msgspec.Struct, frozen=True):
-    """`texts` and `labels` row by row; `notes` for whoever looks at the result."""
+    """`texts` and `labels` row by row, the columns that they were taken from; `notes` for whoever looks at the
+    result."""
 
     texts: list[str]
     labels: list[str]
+    text_column: str
+    label_column: str
     notes: tuple[str, ...] = ()
 
 
@@ -40,9 +43,10 @@ def read(path: Path, text_col: str | None = None, label_col: str | None = None) 
     if not rows:
         raise BadData(f"{path} is empty: it needs a header line and rows of text and label")
     (_, header), body = rows[0], rows[1:]
-    text_at, label_at, notes = _columns(path, header, body, text_col, label_col)
-    if notes:  # the first line was data
-        body = rows
+    text_at, label_at, notes = _columns(path, header, text_col, label_col)
+    if notes and _is_data(path, header, body):
+        body, header = rows, ["column 1", "column 2"]
+        notes = ["the first line looks like data, so it is taken as data: the file has no header line"]
     _check(path, header, body, text_at, label_at)
     texts = [row[text_at].strip() for _, row in body]
     labels = [row[label_at].strip() for _, row in body]
@@ -56,7 +60,7 @@ def read(path: Path, text_col: str | None = None, label_col: str | None = None) 
         )
     if (note := language_note(texts)) is not None:
         notes.append(note)
-    return Labelled(texts, labels, tuple(notes))
+    return Labelled(texts, labels, header[text_at].strip(), header[label_at].strip(), tuple(notes))
 
 
 def language_note(texts: Sequence[str]) -> str | None:
@@ -74,16 +78,20 @@ def language_note(texts: Sequence[str]) -> str | None:
     )
 
 
+def delimiter(path: Path, header: str) -> str:
+    """What separates the fields of a file with this header line."""
+    if path.suffix == ".tsv" or ("\t" in header and "," not in header):
+        return "\t"
+    return ";" if ";" in header and "," not in header else ","
+
+
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, fields) of every line that is not blank."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
-            delimiter = "\t" if path.suffix == ".tsv" or ("\t" in first and "," not in first) else ","
-            if ";" in first and "," not in first:
-                delimiter = ";"
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(file, delimiter=delimiter(path, first), strict=True)
             return [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except OSError as error:
         raise BadData(f"{path} can't be read: {error.strerror}") from error
@@ -93,10 +101,23 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise BadData(f"{path} is not a CSV file: {error}") from error
 
 
-def _columns(
-    path: Path, header: list[str], body: list[tuple[int, list[str]]], text_col: str | None, label_col: str | None
-) -> tuple[int, int, list[str]]:
-    """(index of the text column, of the label column, a note if there is no header line)."""
+def _is_data(path: Path, header: list[str], body: list[tuple[int, list[str]]]) -> bool:
+    """Of a first line with two names that nobody knows: it is a row if its second field is a label of other rows.
+
+    Raises BadData if it may be one.
+    """
+    if header[1].strip() in {row[1].strip() for _, row in body if len(row) == 2}:
+        return True
+    if any(" " in name.strip() for name in header):
+        raise BadData(
+            f"{path}, line 1 looks like data, and would be lost as a header: put a line `text,label` before it, or, if "
+            "it is the header, name its columns with --text-col and --label-col"
+        )
+    return False
+
+
+def _columns(path: Path, header: list[str], text_col: str | None, label_col: str | None) -> tuple[int, int, list[str]]:
+    """(index of the text column, of the label column, a note if they were taken by their order alone)."""
     names = [name.strip() for name in header]
     lowered = [name.lower() for name in names]
     text_at = _named(path, names, text_col, "--text-col")
@@ -107,9 +128,7 @@ def _columns(
         label_at = next((lowered.index(name) for name in LABEL_NAMES if name in lowered), None)
     if len(names) == 2 and (text_at is None or label_at is None):
         if text_at is None and label_at is None:
-            seen = {row[1].strip() for _, row in body if len(row) == 2}
-            notes = ["the first line looks like data, so it is taken as data: the file has no header line"]
-            return 0, 1, notes if names[1] in seen else []
+            return 0, 1, [f"neither {names[0]!r} nor {names[1]!r} is a usual name: taken by order as text and label"]
         text_at = 1 - label_at if text_at is None and label_at is not None else text_at
         label_at = 1 - text_at if label_at is None and text_at is not None else label_at
     missing = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-import tomllib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -18,25 +19,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from router.cli import labelled
-from router.paths import cache_dir
+from router.cli.options import config_or_exit, load_or_exit, this_command
+from router.config_file import Loaded, load_tree
+from router.paths import cache_dir, relative_to
 
 if TYPE_CHECKING:
+    from local_model.engines import EngineName
     from local_model.learning import Learned
     from local_model.learning import Progress as Step
     from local_model.training import Fitted
 
 WORST = 8  # labels and confusions shown
-
-
-class ModelSection(msgspec.Struct):
-    """What this command reads of the config's [model]."""
-
-    source: str | None = None
-    revision: str | None = None
-    engine: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-    max_tokens: int | None = None
 
 
 @click.command()
@@ -67,7 +60,7 @@ def learn(
     label_col: str | None,
     out: Path | None,
     config: Path,
-    engine: str | None,
+    engine: EngineName | Literal["all"] | None,
     as_json: bool,
 ) -> None:
     """Train a task's head from your own labels.
@@ -78,46 +71,36 @@ def learn(
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", task):
         raise click.UsageError(f"--task {task!r}: use letters, digits, - and _ (64 at most)")
     # click's usage errors, because wrong data or config is exit code 2
-    model, known = _config(config, task)
-    folder = out or config.parent / "heads" / task
-    if out is None and isinstance(known.get("head"), str):
-        folder = config.parent / known["head"]  # learning again replaces the head that is served
+    loaded = load_or_exit(config, serving=False) if config.exists() else config_or_exit(lambda: _empty(config))
+    known = loaded.config.tasks.get(task)
+    served = relative_to(config, known.head) if known and known.head else None
+    folder = out or served or config.parent / "heads" / task  # learning again replaces the head that is served
     try:
         rows = labelled.read(data, text_col, label_col)
     except labelled.BadData as error:
         raise click.UsageError(str(error)) from error
+    for place in (folder, config):
+        _check_writable(place)
 
     from local_model.types import LoadError
 
     err = Console(stderr=True)
     try:
         with _progress(err) as show:
-            learned = _learn(task, data, rows, folder, model, engine or model.engine, show)
-    except (LoadError, ValueError) as error:
+            learned = _learn(task, data, rows, folder, loaded, engine, show)
+        added = known is None
+        if added:
+            _add_task(config, task, folder)
+    except (LoadError, ValueError, OSError) as error:
         raise click.UsageError(str(error)) from error
-    added = not known
-    if added:
-        _add_task(config, task, folder)
     notes = [*rows.notes, *learned.notes, *next(iter(learned.fitted.values())).warnings]
-    if known and (config.parent / str(known.get("head", ""))).resolve() != folder.resolve():
-        notes.append(f"{config} has [tasks.{task}] already, with another head: set head = {_relative(config, folder)}")
+    if known and served != folder.resolve():
+        other = "another head" if known.head else "a model" if known.model else "no head"
+        notes.append(f"{config} has [tasks.{task}] already, with {other}: set head = {_relative(config, folder)}")
     if as_json:
-        click.echo(msgspec.json.encode(_report(task, learned, config, added, notes)).decode())
+        click.echo(msgspec.json.encode(_report(task, rows, learned, config, added, notes)).decode())
     else:
-        _print(task, learned, config, added, notes)
-
-
-def _config(config: Path, task: str) -> tuple[ModelSection, dict[str, Any]]:
-    """([model], [tasks.TASK] or {}) of the config; both empty if there is no file."""
-    if not config.exists():
-        return ModelSection(), {}
-    try:
-        content = tomllib.loads(config.read_text(encoding="utf-8"))
-        model = msgspec.convert(content.get("model", {}), ModelSection)
-        tasks = content.get("tasks", {})
-        return model, dict(tasks.get(task, {}))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, AttributeError, TypeError) as error:
-        raise click.UsageError(f"{config} can't be read: {error}") from error
+        _print(task, rows, learned, config, added, notes)
 
 
 def _learn(
@@ -125,14 +108,17 @@ def _learn(
     data: Path,
     rows: labelled.Labelled,
     folder: Path,
-    model: ModelSection,
-    engine: str,
+    loaded: Loaded,
+    engine: EngineName | Literal["all"] | None,
     show: Callable[[Step], None],
 ) -> Learned:
+    """On the encoder and the engine that will serve. Raises LoadError, ValueError."""
     from local_model import encoder
     from local_model.learning import learn as fit
+    from router.wiring import model_settings
 
-    found = encoder.find(model.source or encoder.DEFAULT, revision=model.revision, max_tokens=model.max_tokens)
+    model = model_settings(loaded)
+    found = encoder.find(model.source, revision=model.revision, max_tokens=model.max_tokens)
     if found.labels is not None:
         raise ValueError(f"{found.source} is a classifier with labels of its own: [model] source must be an encoder")
     return fit(
@@ -142,12 +128,26 @@ def _learn(
         encoder=found,
         folder=folder,
         cache_dir=cache_dir(),
-        engine=engine,  # type: ignore[arg-type]  # click and the config's check know the choices
+        engine=engine or model.engine,
         device=model.device,
         threads=model.threads,
         provenance={"data": data.name},
         progress=show,
     )
+
+
+def _empty(config: Path) -> Loaded:
+    """What the defaults and the environment say where there is no file yet."""
+    return load_tree({}, config, serving=False)
+
+
+def _check_writable(path: Path) -> None:
+    """Before minutes of work, and leaving no trace. Raises UsageError."""
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there != path.absolute() and not there.is_dir():
+        raise click.UsageError(f"{path} can't be written: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise click.UsageError(f"{path} can't be written: no permission to write to {there}")
 
 
 def _add_task(config: Path, task: str, folder: Path) -> None:
@@ -197,10 +197,13 @@ def _confusions(fitted: Fitted) -> list[tuple[str, str, int]]:
     return [(meant, given, count) for (meant, given), count in pairs.most_common()]
 
 
-def _report(task: str, learned: Learned, config: Path, added: bool, notes: list[str]) -> dict[str, Any]:
+def _report(
+    task: str, rows: labelled.Labelled, learned: Learned, config: Path, added: bool, notes: list[str]
+) -> dict[str, Any]:
     kind, fitted = next(iter(learned.fitted.items()))
     return {
         "task": task,
+        "columns": {"text": rows.text_column, "label": rows.label_column},
         "head": str(learned.folder),
         "config": str(config),
         "config_block_added": added,
@@ -213,11 +216,13 @@ def _report(task: str, learned: Learned, config: Path, added: bool, notes: list[
     }
 
 
-def _print(task: str, learned: Learned, config: Path, added: bool, notes: list[str]) -> None:
+def _print(task: str, rows: labelled.Labelled, learned: Learned, config: Path, added: bool, notes: list[str]) -> None:
     console = Console()
     fitted = next(iter(learned.fitted.values()))
     metrics = fitted.metrics
     console.print(f"[bold]{task}[/]: {len(fitted.targets):,} rows, {len(fitted.labels)} labels", highlight=False)
+    columns = f"  texts from column {rows.text_column!r}, labels from column {rows.label_column!r}"
+    console.print(columns, highlight=False, markup=False, soft_wrap=True)
     for kind, each in learned.fitted.items():
         console.print(f"  {kind:<11} {_accuracy(each.metrics)}", highlight=False, soft_wrap=True)
     if metrics["held_out"]:
@@ -250,4 +255,5 @@ def _accuracy(metrics: dict[str, float]) -> str:
 
 
 def _next(config: Path) -> str:
-    return "crossover serve" + ("" if config == Path("crossover.toml") else f" --config {config}")
+    default = config == Path("crossover.toml")
+    return f"{this_command()} serve" + ("" if default else f" --config {shlex.quote(str(config))}")

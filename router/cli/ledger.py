@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from router.cli.options import json_option, stop
-from router.cli.report import _ledger_path, ledger_option
+from router.cli.options import books, json_option, ledger_option, reading_option, stop
 
 
 @click.group()
@@ -21,7 +21,8 @@ def ledger() -> None:
 @click.argument("request_id", metavar="ID")
 @json_option
 @ledger_option
-def show(request_id: str, as_json: bool, ledgers: tuple[Path, ...]) -> None:
+@reading_option
+def show(request_id: str, as_json: bool, ledgers: tuple[Path, ...], config: Path | None) -> None:
     """Every row and every paid call of the request ID. Exits 1 if there is none."""
     import msgspec
 
@@ -29,7 +30,7 @@ def show(request_id: str, as_json: bool, ledgers: tuple[Path, ...]) -> None:
     from cost.types import LedgerError
 
     try:
-        db = connect_readonly(list(ledgers) or [_ledger_path()])
+        db = connect_readonly(ledgers or [books(config).ledger])
     except LedgerError as error:
         stop(str(error))
     found = {}
@@ -49,22 +50,33 @@ def show(request_id: str, as_json: bool, ledgers: tuple[Path, ...]) -> None:
 @ledger.command()
 @json_option
 @ledger_option
-def verify(as_json: bool, ledgers: tuple[Path, ...]) -> None:
+@reading_option
+def verify(as_json: bool, ledgers: tuple[Path, ...], config: Path | None) -> None:
     """Do the books add up? Works on a live file, changes nothing. Exits 1 if something is wrong."""
     import msgspec
 
+    from cost.schema import connect_readonly
+    from cost.types import LedgerError
     from cost.verify import verify as check
 
     wrong = False
     report = {}
-    for path in ledgers or (_ledger_path(),):
+    paths = ledgers or (books(config).ledger,)
+    for path in paths:
+        if not path.exists():  # said as by `report`
+            try:
+                connect_readonly([path]).close()
+            except LedgerError as error:
+                stop(str(error))
+    for path in paths:
         findings = report[str(path)] = check(path)
         wrong |= any(finding.severity == "error" for finding in findings)
         if not as_json:
             for finding in findings:
                 click.echo(f"{finding.severity}: {finding.check}: {finding.detail}")
             errors = sum(finding.severity == "error" for finding in findings)
-            click.echo(f"{path}: {f'{errors} findings' if errors else 'the books add up'}")
+            found = f"{errors} finding{'s' if errors > 1 else ''}"
+            click.echo(f"{path}: {found if errors else 'the books add up'}")
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     sys.exit(1 if wrong else 0)
@@ -74,12 +86,19 @@ def _plain(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else value
 
 
+def _shown(name: str, value: Any) -> str:
+    """Money in dollars; a moment as it is stored (microseconds since 1970) and as a UTC time."""
+    from cost.headline import usd
+
+    if name in ("at_us", "settled_us"):
+        return f"{value}  {datetime.fromtimestamp(value / 1e6, UTC).isoformat(timespec='milliseconds')}"
+    return usd(value) if name.endswith("_nano") else str(value)
+
+
 def _print(found: dict[str, list[dict[str, Any]]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from cost.headline import usd
 
     console = Console(highlight=False)
     for table, rows in found.items():
@@ -89,5 +108,5 @@ def _print(found: dict[str, list[dict[str, Any]]]) -> None:
             lines = Table(box=None, show_header=False, padding=(0, 2))
             for name, value in row.items():
                 if value not in (None, "", 0) and name not in ("id", "idx", "request_id"):
-                    lines.add_row(Text(name, style="dim"), Text(usd(value) if name.endswith("_nano") else str(value)))
+                    lines.add_row(Text(name, style="dim"), Text(_shown(name, value)))
             console.print(lines)

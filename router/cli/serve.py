@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import re
 import signal
@@ -13,11 +15,11 @@ from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
-from router.cli.options import config_option, load_or_exit, stop
-from router.config import Config, Task
+from router.cli.options import config_option, config_or_exit, load_or_exit, starting, stop
 from router.config_checks import is_loopback
-from router.config_file import Loaded
+from router.config_file import Loaded, load_tree
 
 #: For the supervisor: the model can't be loaded or has died; start me again.
 EXIT_MODEL = 70
@@ -29,8 +31,20 @@ EXIT_MODEL = 70
 @click.option("--port", type=click.IntRange(0, 65535), help="0: any free one. [default: server.port]")
 @click.option("--model", help="A sequence-classification model, as hub id or folder: serves it without a config.")
 @click.option("--revision", help="The hub revision of --model (a commit).")
-def serve(config: Path | None, host: str | None, port: int | None, model: str | None, revision: str | None) -> None:
+@click.pass_context
+def serve(
+    context: click.Context,
+    config: Path | None,
+    host: str | None,
+    port: int | None,
+    model: str | None,
+    revision: str | None,
+) -> None:
     """Run the service until SIGTERM or Ctrl-C."""
+    if revision and not model:
+        raise click.UsageError("--revision belongs to --model; in a config it is `revision` beside `model`")
+    if model and context.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--model serves a model without a config: give one of --model and --config")
     loaded = of_model(model, revision) if model else load_or_exit(config)
     server = loaded.config.server
     server = msgspec.structs.replace(server, host=host or server.host, port=server.port if port is None else port)
@@ -41,11 +55,10 @@ def serve(config: Path | None, host: str | None, port: int | None, model: str | 
 
 
 def of_model(model: str, revision: str | None) -> Loaded:
-    """A config with one task: the model itself."""
+    """A config with one task, the model itself; the environment overrides it, and it is checked like any other."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(model).name)[:64] or "model"
-    folder = Path(model)
-    source = str(folder.resolve()) if folder.exists() else model
-    return Loaded(Config(tasks={name: Task(model=source, revision=revision)}), Path.cwd() / "crossover.toml")
+    task = {"model": model, **({"revision": revision} if revision else {})}
+    return config_or_exit(lambda: load_tree({"tasks": {name: task}}, Path("--model")))
 
 
 def run(loaded: Loaded) -> int:
@@ -54,11 +67,13 @@ def run(loaded: Loaded) -> int:
 
     from router import runfile
     from router.app import create_app
+    from router.http.protocol import BoundedProtocol
     from router.telemetry import configure_logging
 
     configure_logging()
-    # uvicorn drains, and then raises the signal once more for whoever was there before it: us.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # Until it is started: a failure is told by us in one line, not as the server's traceback.
+    server_log = logging.getLogger("uvicorn.error")
+    server_log.setLevel(logging.CRITICAL)
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
     config = loaded.config.server
@@ -78,7 +93,7 @@ def run(loaded: Loaded) -> int:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=BoundedProtocol,
             lifespan="on",
             access_log=False,
             log_config=None,
@@ -87,28 +102,44 @@ def run(loaded: Loaded) -> int:
         )
     )
 
+    # Before and after uvicorn's own handlers: it raises every signal that it got once more for whoever was there first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+
     async def main() -> None:
         started = asyncio.create_task(_announce_when_open())
         try:
             await server.serve(sockets=[listener])
+            if (
+                server.force_exit
+            ):  # a second Ctrl-C: nobody is waited for, but the books and Redis are closed all the same
+                await server.lifespan.shutdown()
         finally:
             started.cancel()
 
     async def _announce_when_open() -> None:
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
+        server_log.setLevel(logging.WARNING)
         redis_url = service.redis_url
-        with runfile.announce(url, _without_password(redis_url), service.ledger_path, loaded.path):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    runfile.announce(url, _without_password(redis_url), service.ledger_path, loaded.path)
+                )
+            except OSError as error:
+                click.echo(f"note: `crossover cache` and `report` won't find this service unaided: {error}", err=True)
             click.echo(f"listening on {url}", err=True)
             await asyncio.Event().wait()
 
     with asyncio.Runner(loop_factory=_uvloop()) as runner:
         try:
             runner.run(main())
-        except KeyboardInterrupt:
-            pass
-        except SystemExit:  # uvicorn's, when the lifespan failed; its reason is on stderr
-            return 2
+        except SystemExit:  # the server's, when the service could not be opened
+            with starting():
+                raise app.state.failure from None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the interpreter would put back the default on its way out
     if fatal:
         click.echo(f"crossover: {fatal[0]}", err=True)
         return EXIT_MODEL

@@ -6,6 +6,7 @@ operation in the OpenAPI document is in `router.http.openapi`; tests hold both t
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import secrets
@@ -60,15 +61,16 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             if http["method"] != "POST":
                 extra["Allow"] = "POST"
                 raise ProblemError("method-not-allowed", "POST a JSON body")
-            tenant = service.keys.tenant(admission.presented_key(headers))
+            tenant = service.keys.tenant(headers)
             fields["tenant"] = tenant.name
-            with service.slots:
-                pipeline = service.pipeline
-                admission.check_media_type(headers)
-                limits = service.config.server
+            pipeline = service.pipeline
+            admission.check_media_type(headers)
+            limits = service.config.server
+            with service.bodies:
                 body = await admission.read_body(
                     receive, headers, limit=limits.max_body_bytes, seconds=limits.body_deadline_ms / 1000
                 )
+            with service.slots:
                 request = decode(body)
                 ask = service.ask(request, tenant, request_id, started_ns, **wishes(headers))
                 fields["task"] = ask.task.info.name
@@ -82,7 +84,7 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             payload = _encode(ClassifyResponse(request_id, ask.task.info.name, results))
             media_type = "application/json"
             service.telemetry.answered(ask.task.info.name, outcomes, total_us / 1e6)
-        except Exception as error:  # noqa: BLE001 - every failure is a problem, none a dropped connection
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a problem, never a dropped connection
             problem = as_problem(error)
             status, payload, media_type = problem.status, _encode(problem.problem()), MEDIA_TYPE
             extra |= problem_headers(problem)

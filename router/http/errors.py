@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import traceback
 from typing import Any
@@ -23,10 +24,12 @@ def problem_headers(error: ProblemError) -> dict[str, str]:
     return {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else {}
 
 
-def as_problem(error: Exception) -> ProblemError:
+def as_problem(error: BaseException) -> ProblemError:
     """Whatever was raised, as a problem. Messages of foreign exceptions are not shown: they may hold anything."""
     if isinstance(error, ProblemError):
         return error
+    if isinstance(error, asyncio.CancelledError):
+        return ProblemError("draining", "the service ended before the answer was there", retry_after=1.0)
     if isinstance(error, MethodNotAllowedException):
         return ProblemError("method-not-allowed", "see the Allow header")
     if isinstance(error, NotFoundException):

@@ -10,7 +10,7 @@ from litestar.openapi import ResponseSpec
 from msgspec import Meta
 
 from cost.types import NANO_PER_USD
-from router.admission import presented_key, unique_headers
+from router.admission import unique_headers
 from router.http.errors import MEDIA_TYPE
 from router.problems import TABLE, ProblemError
 from router.reporting import report_page
@@ -43,11 +43,11 @@ def ops_router(service: Service) -> Router:
     @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, summary="Prometheus text format")
     def metrics() -> Response[bytes]:
         update_gauges(service)
-        return Response(service.telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.telemetry.exposition(), media_type="text/plain; version=0.0.4")
 
     @get("/v1/tasks", sync_to_thread=False, responses=problems(401), summary="The tasks and their labels")
     def tasks(request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
-        service.keys.tenant(_key(request))
+        service.keys.tenant(_headers(request))
         return [
             {"name": name, "model": route.info.model, "labels": [label.name for label in route.labels]}
             for name, route in service.tasks.items()
@@ -60,7 +60,7 @@ def ops_router(service: Service) -> Router:
         summary="Model, thresholds, cache, providers, budget",
     )
     def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        service.keys.tenant(_key(request))
+        service.keys.tenant(_headers(request))
         return describe(service)
 
     @get(
@@ -70,10 +70,10 @@ def ops_router(service: Service) -> Router:
         responses=problems(401, 422),
         summary="The crossover report as a page; `volume` is requests a month",
     )
-    def report(request: Request[Any, Any, Any], volume: Annotated[int, Meta(ge=1)] | None = None) -> Response[str]:
-        service.keys.admin(_key(request))
-        html = report_page(service.config, service.ledger_path, volume)
-        return Response(html, media_type="text/html; charset=utf-8")
+    def report(request: Request[Any, Any, Any], volume: Annotated[int, Meta(ge=0)] = 0) -> Response[str]:
+        service.keys.admin(_headers(request))
+        html = report_page(service.config, service.ledger_path, volume or None)
+        return Response(html, media_type="text/html")
 
     return Router("/", route_handlers=[health, ready, metrics, tasks, status, report])
 
@@ -91,8 +91,8 @@ def problems(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-def _key(request: Request[Any, Any, Any]) -> bytes:
-    return presented_key(unique_headers(request.scope["headers"]))
+def _headers(request: Request[Any, Any, Any]) -> dict[bytes, bytes]:
+    return unique_headers(request.scope["headers"])
 
 
 def describe(service: Service) -> dict[str, Any]:

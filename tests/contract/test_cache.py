@@ -15,7 +15,7 @@ from router.cache.entry import Entry
 from router.cache.fake import MemoryCache
 from router.cache.types import Cache, Slot
 
-SLOTS = [Slot("tenant", "task", bytes([number]) * 16, "identity", frozenset({"a"})) for number in range(3)]
+SLOTS = [Slot("tenant", "task", bytes([number]) * 16, "frontier", "identity", frozenset({"a"})) for number in range(3)]
 ENTRY = Entry("", "frontier", 1.0, "a", None, (), "m", 5, 7, False)
 
 
@@ -30,7 +30,7 @@ async def opened(kind: str, url: str) -> Any:
     if kind == "memory":
         yield MemoryCache()
         return
-    cache = RedisCache(connect(url), ttl_s=60, lookup_s=1.0)
+    cache = RedisCache(connect(url), ttl_s=60, lookup_s=1.0, secret=b"s" * 32)
     await cache._redis.flushall()
     yield cache
     await cache.close()

@@ -37,12 +37,12 @@ def test_a_reservation_counts_until_it_is_settled_and_only_once(ledger: Any) -> 
         first = await ledger.reserve(intent(60))
         with pytest.raises(BudgetExhausted):
             await ledger.reserve(intent(60))
-        assert await ledger.spent_today() == 60
+        assert ledger.spent_today_nano() == 60
         for _ in range(2):
             await ledger.settle(first, Outcome("settled", "m", Usage(input=1), cost_nano=10))
-        assert await ledger.spent_today() == 10
+        assert ledger.spent_today_nano() == 10
         await ledger.reserve(intent(90))
-        assert await ledger.spent_today() == 100
+        assert ledger.spent_today_nano() == 100
 
     asyncio.run(main())
 
@@ -53,7 +53,7 @@ def test_an_uncertain_call_keeps_its_upper_bound_and_an_unbilled_one_costs_nothi
     async def main() -> None:
         for state in ("uncertain", "unbilled"):
             await ledger.settle(await ledger.reserve(intent(30)), Outcome(state, error="TimedOut"))  # type: ignore[arg-type]
-        assert await ledger.spent_today() == 30
+        assert ledger.spent_today_nano() == 30
 
     asyncio.run(main())
 

@@ -50,6 +50,58 @@ def test_the_ledger_is_found_through_the_environment(path: Path, monkeypatch: py
     assert run("ledger", "verify") == (0, f"{path}: the books add up\n", "")
 
 
+def test_the_config_of_this_folder_says_where_the_books_are_and_what_machines_and_tokens_cost(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --config; nothing that only serving needs has to be there. --ledger names other books."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crossover.toml").write_text(
+        f"""[ledger]
+path = "{path}"
+[hardware.attic-box]
+usd_per_hour = 0.01
+requests_per_second = 100
+[tasks.gone]
+head = "heads/gone"
+[providers.x]
+kind = "openai"
+model = "gpt-6-luna"
+[providers.x.price]
+input = 1.0
+output = 2.0
+"""
+    )
+    code, out, err = run("report", "--json", "--volume", "2M")
+    assert code == 0, err
+    assert json.loads(out)["inputs"] == 2
+    assert "attic-box" in out
+    assert "+config" in out
+    assert run("ledger", "verify") == (0, f"{path}: the books add up\n", "")
+    assert run("ledger", "show", "req_1")[0] == 0
+    code, _, err = run("report", "--ledger", tmp_path / "absent.db")
+    assert (code, "absent.db" in err) == (2, True)
+
+
+def test_the_running_service_is_meant_before_the_config_of_this_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config and its ledger, by its run file; --config and the environment say otherwise."""
+    from router import runfile
+
+    served = tmp_path / "served.toml"
+    served.write_text("[hardware.attic-box]\nusd_per_hour = 0.01\nrequests_per_second = 100\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crossover.toml").write_text('[ledger]\npath = "elsewhere.db"\n')
+    with runfile.announce("http://127.0.0.1:1", "", path, served):
+        code, out, _ = run("report", "--json", "--volume", "2M")
+        assert (code, json.loads(out)["inputs"], "attic-box" in out) == (0, 2, True)
+        code, _, err = run("report", "--config", tmp_path / "crossover.toml")
+        assert (code, "elsewhere.db" in err) == (2, True)
+        monkeypatch.setenv("CROSSOVER_LEDGER__PATH", str(tmp_path / "named.db"))
+        code, _, err = run("report")
+        assert (code, "named.db" in err) == (2, True)
+
+
 def test_no_ledger_is_a_usage_error_that_says_what_to_do(tmp_path: Path) -> None:
     code, _, err = run("report", "--ledger", tmp_path / "absent.db")
     assert (code, "--ledger" in err) == (2, True)

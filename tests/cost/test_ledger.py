@@ -116,7 +116,7 @@ def test_a_budget_is_a_utc_day_s_and_money_set_aside_counts(tmp_path: Path, inte
         first = await ledger.reserve(intent("a", estimate_nano=600, budget_nano=1000))
         with pytest.raises(BudgetExhausted):
             await ledger.reserve(intent("b", estimate_nano=401, budget_nano=1000))
-        assert await ledger.spent_today() == 600
+        assert ledger.spent_today_nano() == 600
         await ledger.settle(first, Outcome("settled", "m", Usage(input=1), 50, "v"))
         assert ledger.spent_today_nano() == 50
         await ledger.reserve(intent("c", estimate_nano=950, budget_nano=1000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import sqlite3
@@ -158,6 +159,44 @@ def test_a_caller_waits_no_longer_than_its_patience_and_no_money_stays_set_aside
     assert [f for f in verify(tmp_path / "l.db") if f.severity == "error"] == []
 
 
+def test_a_record_that_nobody_waits_for_is_written_and_its_error_is_not_logged(tmp_path: Path, row: Make) -> None:
+    """Cancelled, no longer waited for, or thrown away in the middle; with the file locked, and then free again."""
+    logged: list[dict[str, Any]] = []
+
+    async def leave(ledger: Ledger, name: str) -> None:
+        cancelled = asyncio.ensure_future(ledger.record([row(f"{name}-cancelled")]))
+        late = asyncio.ensure_future(ledger.record([row(f"{name}-late")]))
+        late.add_done_callback(lambda task: task.exception())  # a task's error is for who made the task
+        thrown_away = ledger.record([row(f"{name}-thrown-away")])
+        thrown_away.send(None)
+        await asyncio.sleep(0)
+        thrown_away.close()
+        cancelled.cancel()
+        await asyncio.wait({cancelled, late}, timeout=0)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: logged.append(context))
+        ledger = Ledger.open(tmp_path / "l.db", busy_ms=50)
+        other = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        await leave(ledger, "refused")
+        with pytest.raises(LedgerUnwritable):
+            await ledger.record([row("refused")])
+        other.execute("ROLLBACK")
+        other.close()
+        await leave(ledger, "written")
+        await ledger.record([row("written")])
+        ledger.close()
+        gc.collect()
+
+    asyncio.run(main())
+    assert logged == []
+    with sqlite3.connect(tmp_path / "l.db") as db:
+        names = {name for (name,) in db.execute("SELECT request_id FROM inputs WHERE request_id LIKE 'written%'")}
+    db.close()
+    assert names == {"written", "written-cancelled", "written-late", "written-thrown-away"}
+
+
 def test_many_may_create_the_same_ledger_at_once(tmp_path: Path) -> None:
     """The workers of a service start together; each must find a whole ledger or wait for it."""
     with ThreadPoolExecutor(8) as pool:
@@ -257,12 +296,33 @@ def test_books_that_do_not_add_up_are_a_finding(books: Make, row: Make, intent: 
     assert check in [finding.check for finding in verify(path) if finding.severity == "error"]
 
 
-def test_a_live_file_can_be_verified(tmp_path: Path, row: Make, intent: Make) -> None:
+@pytest.mark.parametrize("outcome", [None, Outcome("uncertain"), Outcome("settled", cost_nano=10)])
+def test_an_input_that_cost_more_than_its_attempts_ever_could_is_a_finding(
+    books: Make, row: Make, intent: Make, outcome: Outcome | None
+) -> None:
+    """Also where an attempt is open, or was settled after the answer."""
+    for paid, findings in ((1000, []), (1001, ["cost"])):
+        answered = row("r", source="frontier", cost_nano=paid + 1, local_nano=1, at_us=0)
+        path = books([answered], [(intent("r", estimate_nano=1000), outcome)], name=f"l{paid}")
+        assert [f.check for f in verify(path, clock=lambda: 0.0) if f.severity == "error"] == findings
+
+
+def test_money_set_aside_for_over_an_hour_by_a_process_that_runs_is_pointed_out(
+    books: Make, intent: Make, noon: int
+) -> None:
+    path = books([], [(intent("r", estimate_nano=2_000_000), None), (intent("s", at_us=noon + 1), None)])
+    assert verify(path, clock=lambda: noon / 1e6 + 3600) == []
+    (found,) = verify(path, clock=lambda: (noon + 1) / 1e6 + 3600)
+    assert (found.severity, found.check) == ("note", "reserved")
+    assert found.detail.startswith("1 reservations ($0.002000) older than an hour, such as r,")
+
+
+def test_a_live_file_can_be_verified(tmp_path: Path, row: Make, intent: Make, noon: int) -> None:
     async def main() -> None:
         ledger = Ledger.open(tmp_path / "l.db")
         await ledger.record([row("r")])
         await ledger.reserve(intent("s"))
-        assert await asyncio.to_thread(verify, tmp_path / "l.db") == []
+        assert await asyncio.to_thread(verify, tmp_path / "l.db", clock=lambda: noon / 1e6) == []
         ledger.close()
 
     asyncio.run(main())

@@ -222,11 +222,15 @@ def test_tenants_and_tasks_have_their_own_lines(books: Make, row: Make) -> None:
     assert [(g.name, g.inputs, g.cache, g.local, g.cost_nano) for g in groups] == [("x", 2, 1, 1, 5), ("y", 1, 0, 1, 0)]
 
 
-def test_capacity_is_measured_where_something_ran_here(books: Make, traffic: Make, noon: int) -> None:
-    cpu, gpu = (line.hardware for line in build([books(*traffic())], clock=lambda: noon / 1e6).crossover)
+def test_capacity_is_measured_where_something_ran_here_and_is_the_model_s_time_only(
+    books: Make, traffic: Make, noon: int
+) -> None:
+    report = build([books(*traffic())], clock=lambda: noon / 1e6)
+    cpu, gpu = (line.hardware for line in report.crossover)
     assert cpu.requests_per_second == 2 / 0.002  # two threads, 2 ms a text
     assert "measured" in cpu.basis
     assert "assumed" in gpu.basis
+    assert any("model's time only" in line for line in report.assumptions)
 
 
 def test_configured_prices_are_used(books: Make, traffic: Make, noon: int) -> None:

@@ -31,29 +31,40 @@ def test_more_than_the_queue_holds_is_refused_and_the_service_is_well_afterwards
     assert service.client.get("/v1/status").json()["model"]["waiting"] == 0
 
 
-def test_more_requests_than_slots_are_refused_and_health_is_not(serve: Callable[..., Any], banking: str) -> None:
-    """Slots are taken before the body is read; probes take none."""
+def test_slow_bodies_hold_no_slot_and_there_is_an_end_to_them_too(serve: Callable[..., Any], banking: str) -> None:
+    """One slot, eight bodies on their way at most: what is fast is answered beside slow ones, and probes always."""
     service = serve(banking + "[server]\nmax_concurrent = 1\nbody_deadline_ms = 3000\n")
     host, port = service.url.removeprefix("http://").split(":")
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
     async def main() -> None:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
-        )
-        await writer.drain()
-        async with httpx.AsyncClient(base_url=service.url) as client:
-            while True:  # until the slow one is inside
-                refused = await client.post("/v1/classify", json={"input": "I lost my card"})
-                if refused.status_code != 200:
-                    break
+        writers = []
+
+        async def begin_slowly(count: int) -> None:
+            for _ in range(count):
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.write(head + b"content-length: 9\r\n\r\n{")
+                await writer.drain()
+                writers.append(writer)
+
+        async with httpx.AsyncClient(base_url=service.url) as client, asyncio.timeout(60):
+
+            async def ask() -> httpx.Response:
+                return await client.post("/v1/classify", json={"input": "I lost my card"})
+
+            await begin_slowly(7)
+            assert (await ask()).status_code == 200
+            await begin_slowly(1)
+            while (refused := await ask()).status_code == 200:  # until the eighth is in
+                await asyncio.sleep(0.01)
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
             assert (await client.get("/health")).status_code == 200
             assert (await client.get("/ready")).status_code == 200
-        assert (await reader.read(100)).startswith(b"HTTP/1.1 408")
-        writer.close()
-        await writer.wait_closed()
+            while (await ask()).status_code != 200:  # until the slow ones have had their 408
+                await asyncio.sleep(0.05)
+        for writer in writers:
+            writer.close()
+            await writer.wait_closed()
 
     asyncio.run(main())
-    assert service.answer("I lost my card")["label"] == "lost_or_stolen_card"

@@ -59,5 +59,6 @@ def test_redis_is_used_again_when_it_is_back(serve: Callable[..., Any], banking:
         process.send_signal(signal.SIGCONT)
     service.wait_for(lambda: service.client.get("/ready").json()["degraded"] == [])
     service.wait_for(lambda: service.answer("I lost my card")["source"] == "cache")
+    service.wait_for(lambda: "cache_available" in service.output)
     states = [line for line in service.output.splitlines() if "cache_available" in line or "cache_unavailable" in line]
     assert len(states) == 2

@@ -51,7 +51,7 @@ def _tokenizer(folder: Path) -> None:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_model(kind, **config)`: a folder with a random bert, distilbert, roberta or deberta classifier."""
+    """`tiny_model(kind, **config)`: a random classifier: bert, distilbert, roberta, modernbert or deberta."""
 
     def make(kind: str = "bert", *, classifier: bool = True, **config: Any) -> Path:
         import torch
@@ -72,6 +72,9 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         elif kind == "roberta":
             settings = transformers.RobertaConfig(**bert)
             cls = transformers.RobertaForSequenceClassification
+        elif kind == "modernbert":
+            settings = transformers.ModernBertConfig(**bert, pad_token_id=0, local_attention=6)
+            cls = transformers.ModernBertForSequenceClassification
         else:
             relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
             settings = transformers.DebertaV2Config(**{**bert, "initializer_range": 0.1}, **relative)

@@ -12,18 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_model.batcher import Batcher, Scored, Text, pick
+from local_model.batcher import Batcher
 from local_model.engines import EngineDead
+from local_model.heads import Head
+from local_model.packing import pick
+from local_model.scoring import Scored, Text
 from local_model.types import EngineFailed, Expired, ModelError, NotFinite, QueueFull
+
+#: The batcher only hands it on.
+HEAD = Head(labels=("a", "b"), multi_label=False, temperature=1.0, digest="")
 
 
 def text(number: int, length: int = 3) -> Text:
-    return Text([number] * length, False, None)
+    return Text([number] * length, length, False, HEAD)
 
 
 def score(item: Text) -> Scored:
     """An answer that names its text."""
-    return Scored(np.array([item.ids[0]], np.float32), np.zeros(1, np.float32))
+    return Scored(np.array([item.ids[0]], np.float32), np.zeros(1, np.float32), ((0, 1.0),))
 
 
 class FakeEngine:
@@ -196,9 +202,10 @@ def test_a_full_queue_refuses_the_whole_request_and_says_when_to_come_back() -> 
         await entered(engine)
         waiting = batcher.submit([text(i) for i in range(1, 4)])
         with pytest.raises(QueueFull) as refused:
-            batcher.submit([text(8), text(9)])
+            batcher.room(2)
         assert refused.value.retry_after == pytest.approx(1.5)
         assert batcher.stats()["waiting"] == 3
+        batcher.room(1)
         fits = batcher.submit([text(4)])
         engine.go.set()
         await asyncio.gather(*running, *waiting, *fits)
@@ -209,6 +216,7 @@ def test_a_full_queue_refuses_the_whole_request_and_says_when_to_come_back() -> 
 
 def test_a_request_larger_than_the_queue_is_admitted_when_the_queue_is_empty() -> None:
     async def body(batcher: Batcher) -> None:
+        batcher.room(10)
         assert len(await asyncio.gather(*batcher.submit([text(i) for i in range(10)]))) == 10
 
     serve(FakeEngine(), body, queue_items=4)
@@ -222,6 +230,7 @@ def test_gone_callers_make_room_and_are_never_computed() -> None:
         await entered(engine)
         for future in batcher.submit([text(i) for i in range(1, 5)]):
             future.cancel()
+        batcher.room(2)
         fits = batcher.submit([text(5), text(6)])
         engine.go.set()
         await asyncio.gather(*running, *fits)
@@ -248,6 +257,58 @@ def test_a_text_whose_deadline_passed_in_the_queue_is_told_so_and_not_computed()
 
     serve(engine, body, clock=lambda: now[0])
     assert engine.batches == [[0], [2]]
+
+
+def test_who_waits_past_the_deadline_is_told_then_and_not_when_the_device_is_free() -> None:
+    engine = FakeEngine(held=True)
+
+    async def body(batcher: Batcher) -> None:
+        loop = asyncio.get_running_loop()
+        running = batcher.submit([text(0)])
+        await entered(engine)
+        patient = batcher.submit([text(1)], deadline=loop.time() + 1_000)
+        late = batcher.submit([text(2)], deadline=loop.time() + 0.05)
+        later = batcher.submit([text(3)], deadline=loop.time() + 0.1)
+        for future in (*late, *later):
+            with pytest.raises(Expired):
+                await asyncio.wait_for(future, 10)
+        assert not engine.batches, "the device is still busy with the first"
+        assert not patient[0].done()
+        engine.go.set()
+        await asyncio.gather(*running, *patient)
+
+    serve(engine, body)
+    assert engine.batches == [[0], [1]]
+
+
+def test_refusing_many_requests_searches_the_queue_once() -> None:
+    """An overload is when the loop has no time to look at every waiting text for every refusal."""
+    engine, now, looked = FakeEngine(held=True), [100.0], 0
+
+    async def body(batcher: Batcher) -> None:
+        running = batcher.submit([text(0)])
+        await entered(engine)
+        waiting = batcher.submit([text(i) for i in range(1, 101)])
+        real = batcher._wanted
+
+        def counted(*arguments: Any) -> bool:
+            nonlocal looked
+            looked += 1
+            return real(*arguments)
+
+        batcher._wanted = counted  # type: ignore[method-assign]
+        for _ in range(1_000):
+            with pytest.raises(QueueFull):
+                batcher.room(1)
+        assert looked == 100
+        for future in waiting:
+            future.cancel()
+        now[0] += 0.01
+        batcher.room(1)
+        engine.go.set()
+        await asyncio.gather(*running)
+
+    serve(engine, body, queue_items=100, clock=lambda: now[0])
 
 
 @pytest.mark.parametrize("error", [EngineDead("the device is gone"), SystemExit(3), KeyboardInterrupt()])

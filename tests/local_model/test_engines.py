@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from local_model import encoder, onnx_engine, tokenize
@@ -47,9 +49,38 @@ def test_a_classifier_folder_answers_on_onnx_as_in_torch(
         onnx_engine.export(found, tmp_path / "fp32.onnx")
     session = onnx_engine._session(tmp_path / "fp32.onnx")
     tokens = tokenize.load(found, tmp_path)
+    if kind != "deberta":  # attention of its own
+        operators = {node.op_type for node in onnx.load(tmp_path / "fp32.onnx").graph.node}
+        assert not operators & {"IsNaN", "Where"}, "one text alone needs no mask"
     for text, row in zip(TEXTS, torch.logits, strict=True):
         ids = np.array([tokens.encode(text, truncate=True).ids], np.int64)
         assert np.abs(session.run(None, {"input_ids": ids})[1][0] - row).max() < 1e-4
+
+
+def test_a_sliding_window_survives_the_export(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Only what padding needs is left out of the graph."""
+    folder = tiny_model("modernbert", num_labels=3)
+    found = encoder.find(str(folder))
+    with onnx_engine._quiet_exporters():
+        onnx_engine.export(found, tmp_path / "fp32.onnx")
+    session = onnx_engine._session(tmp_path / "fp32.onnx")
+    engine = open_engine(found, name="torch", device="cpu", cache_dir=tmp_path).engine
+    ids = [2, *range(4, 20), *range(4, 20), 3]
+    wanted = engine.forward([ids]).logits
+    assert wanted is not None
+    assert np.abs(session.run(None, {"input_ids": np.array([ids], np.int64)})[1] - wanted).max() < 1e-4
+
+
+def test_a_cache_folder_that_can_not_be_written_serves_what_is_in_it(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As in a container: no lock is opened where nothing is to be built."""
+    found = encoder.find(str(tiny_model("bert")))
+    folder, _ = artifact(found, tmp_path, quiet)
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.unlink()
+    lock.mkdir()  # opening it to write fails, for root as well
+    assert artifact(found, tmp_path, quiet) == (folder, ())
 
 
 def test_torch_gives_what_transformers_itself_gives(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -82,15 +113,6 @@ def test_labels_come_from_the_config_and_multi_label_models_get_sigmoids(
     scores = task.head.probabilities(forward(folder, "torch", tmp_path))
     assert ((scores >= 0) & (scores <= 1)).all()
     assert not np.allclose(scores.sum(axis=1), 1, atol=1e-3)
-
-
-def test_outputs_can_be_named_in_the_config(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    folder = str(tiny_model("bert"))
-    settings = ModelSettings(source=folder, engine="torch", device="cpu")
-    model = LocalModel.load(settings, [TaskSpec("mood", labels=("bad", "good"))], cache_dir=tmp_path)
-    assert model.task("mood").labels == ("bad", "good")
-    with pytest.raises(LoadError, match="2 outputs"):
-        LocalModel.load(settings, [TaskSpec("mood", labels=("one", "two", "three"))], cache_dir=tmp_path)
 
 
 def test_an_export_that_fails_falls_back_to_torch_and_says_so_loudly(
@@ -215,6 +237,23 @@ def test_on_cuda_bf16_answers_stay_close_to_fp32_alone_and_in_company(
     assert (together.embeddings * reference.embeddings).sum(axis=1).min() > 0.99
     assert (together.embeddings * alone).sum(axis=1).min() > 0.999
     assert engine.status()["device_memory"]["allocated"] > 0
+
+
+def test_each_giant_has_one_door() -> None:
+    """torch, transformers and onnxruntime are imported by the engines and by the network that they run, only."""
+    doors = {"network.py", "torch_engine.py", "onnx_engine.py"}
+    giants = {"torch", "transformers", "onnxruntime", "onnx"}
+    found = {}
+    for file in Path(onnx_engine.__file__).parent.glob("*.py"):
+        imported: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+        if imported & giants:
+            found[file.name] = imported & giants
+    assert set(found) == doors, found
 
 
 def test_importing_the_package_imports_no_giant() -> None:

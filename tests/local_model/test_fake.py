@@ -25,6 +25,7 @@ def test_a_keyword_decides_and_an_unknown_text_gets_no_confidence() -> None:
     fake = KeywordClassifier(TASKS, confidence=0.9)
     known, unknown = ask(fake, ["Has it ARRIVED?", "hello"])
     assert known.probabilities.tolist() == pytest.approx([0.9, 0.05, 0.05])
+    assert [index for index, _ in known.top] == [0, 1, 2]
     assert unknown.probabilities.max() < 0.4
     assert unknown.probabilities.sum() == pytest.approx(1)
     assert fake.task("banking").labels == ("card_arrival", "change_pin", "refund")

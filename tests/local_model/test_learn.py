@@ -106,6 +106,29 @@ def test_the_head_goes_where_it_is_told(folder: Path) -> None:
     assert list(read_manifest(folder / "elsewhere").engines) == ["torch-fp32"]
 
 
+def test_the_head_is_fitted_on_the_engine_and_the_encoder_that_will_serve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment overrides the config here as it does there; a relative source starts from the config's folder."""
+    monkeypatch.setenv("CROSSOVER_MODEL__ENGINE", "torch")
+    assert invoke("--config", str(folder / "sub" / "crossover.toml")).exit_code == 0
+    assert list(read_manifest(folder / "sub/heads/tickets").engines) == ["torch-fp32"]
+    (folder / "sub" / "mine").mkdir()
+    (folder / "sub" / "crossover.toml").write_text('[model]\nsource = "mine"\n')
+    result = invoke("--config", str(folder / "sub" / "crossover.toml"))
+    assert result.exit_code == 2
+    assert str(folder / "sub" / "mine") in "".join(result.stderr.split())
+
+
+def test_all_that_is_wrong_with_the_config_is_told(folder: Path) -> None:
+    """As `crossover check` would."""
+    (folder / "crossover.toml").write_text('[model]\nengine = "tensorrt"\nthreds = 2\n')
+    result = invoke()
+    assert result.exit_code == 2
+    assert "model.engine" in result.stderr
+    assert "did you mean `threads`?" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from local_model import encoder, tokenize
 from local_model.tokenize import TextTokenizer
@@ -52,8 +55,86 @@ def test_a_document_of_100_000_words_is_refused_in_milliseconds(tokens: TextToke
     started = time.perf_counter()
     with pytest.raises(OverLength, match="about"):
         tokens.encode(document, truncate=False)
-    assert tokens.count(document) == 150_000
     assert time.perf_counter() - started < 0.005
+
+
+def _characters(tokens: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of each string that is tokenized from now on."""
+    lengths: list[int] = []
+    real = TextTokenizer._encode
+
+    def counted(self: TextTokenizer, text: str) -> Any:
+        lengths.append(len(text))
+        return real(self, text)
+
+    monkeypatch.setattr(TextTokenizer, "_encode", counted)
+    return lengths
+
+
+def _refused(tokens: TextTokenizer, text: str) -> OverLength:
+    with pytest.raises(OverLength) as error:
+        tokens.encode(text, truncate=False)
+    return error.value
+
+
+@pytest.mark.parametrize("piece", ["my card has not arrived yet. ", "一", ".", "naïve ", "internationalization "])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_of_a_long_text_only_the_beginning_is_tokenized(
+    tokens: TextTokenizer, piece: str, truncate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on the event loop: 64,000 characters took 25 to 120 ms."""
+    text = (piece * 64_000)[:64_000]
+    lengths = _characters(tokens, monkeypatch)
+    if truncate:
+        assert len(tokens.encode(text, truncate=True).ids) == 256
+    else:
+        _refused(tokens, text)
+    assert lengths in ([256 * 8], [256 * 8, 256 * 32])
+    assert len(lengths) == 1 or piece == "internationalization ", "21 characters a token"
+
+
+@pytest.mark.parametrize("piece", [" ", "x", "😀", "e\u0301", "\u200d", "x" * 150 + " "])
+def test_of_a_cut_text_no_more_is_read_than_32_characters_a_token(
+    tokens: TextTokenizer, piece: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is made of: here of almost no tokens, so that no beginning fills the model."""
+    text = piece * 100_000
+    lengths = _characters(tokens, monkeypatch)
+    cut = tokens.encode(text, truncate=True)
+    assert cut.truncated
+    assert lengths == [256 * 8, 256 * 32]
+    assert cut.ids == tokens.encode(text[: 256 * 32], truncate=False).ids
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=24), min_size=1),
+    separator=st.sampled_from([" ", "  ", "\n", ", ", "-", ""]),
+    extra=st.integers(0, 10_000),
+)
+def test_the_tokens_kept_of_a_cut_text_are_the_first_of_the_whole_text(
+    tokens: TextTokenizer, words: list[str], separator: str, extra: int
+) -> None:
+    """For texts whose words are not longer than a few dozen characters."""
+    once = separator.join([*words, "card "])
+    text = once * ((2_000 + extra) // len(once) + 1)
+    whole = tokens._tokenizer.encode(text).ids
+    wanted = whole if len(whole) <= 256 else [*whole[:255], SEP]
+    if len(whole) <= 256 and len(text) > 256 * 32:  # the bound: 32 characters a token
+        return
+    found = tokens.encode(text, truncate=True)
+    assert found.ids == wanted
+    assert found.truncated == (len(whole) > 256)
+
+
+def test_of_a_text_that_is_not_tokenized_whole_the_tokens_are_estimated(tokens: TextTokenizer) -> None:
+    text = "Where is my card? I ordered it two weeks ago. " * 300
+    whole = len(tokens._tokenizer.encode(text).ids)
+    assert tokens.encode(text, truncate=True).tokens == pytest.approx(whole, rel=0.05)
+    refused = _refused(tokens, text)
+    assert refused.tokens == pytest.approx(whole, rel=0.05)
+    assert "about" in str(refused)
+    assert tokens.encode("money " * 300, truncate=True).tokens == 302, "a text of ordinary length is counted"
 
 
 def test_an_error_names_no_text(tokens: TextTokenizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
 import traceback
@@ -16,7 +17,7 @@ import structlog
 from cost.types import Usage
 from providers import prompt
 from providers.build import build
-from providers.simulated_wire import FAULTS
+from providers.simulated_faults import FAULTS
 from providers.simulator import Simulator
 from providers.types import (
     Answer,
@@ -92,6 +93,17 @@ def test_the_text_is_sent_once_as_data_and_never_in_the_instructions(
     prefix = request["system"][0]["text"] if kind == "anthropic" else request["instructions"]
     assert user == prompt.user_part(question.text)
     assert question.text not in prefix
+
+
+def test_no_call_changes_the_part_of_the_prompt_that_all_calls_share(
+    provider_on: On, kind: str, question: Question
+) -> None:
+    shown = prompt.of(question)
+    before = copy.deepcopy(shown)
+    for fault in ("ok", "400", "out_of_set"):
+        ask(provider_on, kind, question, fault)
+    assert prompt.of(question) is shown
+    assert shown == before
 
 
 @pytest.mark.parametrize(
@@ -201,7 +213,7 @@ def test_usage_that_cannot_be_true_is_replaced_by_an_upper_bound(
 ) -> None:
     answer, sim = ask(provider_on, kind, question, fault)
     (bill,) = sim.bill.values()
-    assert answer.usage == prompt.upper_bound(question)
+    assert answer.usage == prompt.of(question).upper_bound(question.text)
     assert answer.usage.estimated
     assert answer.usage.input >= bill["input"]
     assert answer.usage.output >= bill["output"]
@@ -282,8 +294,10 @@ def test_an_address_that_would_leak_is_refused(kind: str, url: str) -> None:
     assert "word" not in str(caught.value).replace("password", "")
 
 
-def test_plain_http_beyond_this_machine_needs_to_be_asked_for(kind: str) -> None:
-    build(kind, name="p", model="m", api_key="k", base_url="http://vllm.internal", insecure_http=True)  # type: ignore[arg-type]
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"])
+def test_plain_http_is_for_this_machine_only(kind: str, url: str) -> None:
+    """Every other address is refused (above)."""
+    asyncio.run(build(kind, name="p", model="m", api_key="k", base_url=url).close())  # type: ignore[arg-type]
 
 
 def test_an_unknown_kind_is_named() -> None:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from cost.types import Usage
-from providers.breaker import Breaker, BreakerSettings
+from providers.breaker import Admission, Breaker, BreakerSettings
 from providers.fake import ScriptedProvider
 from providers.simulator import Simulator
 from providers.types import (
@@ -18,6 +18,7 @@ from providers.types import (
     AuthFailed,
     FrontierUnavailable,
     Provider,
+    ProviderError,
     Question,
     RateLimited,
     TimedOut,
@@ -45,20 +46,25 @@ def breaker(clock: Clock) -> Breaker:
     return Breaker(BreakerSettings(failures=3, open_s=10, auth_open_s=60), clock)
 
 
+def admitted(breaker: Breaker) -> Admission:
+    admission = breaker.admit()
+    assert admission is not None
+    return admission
+
+
 def fail(breaker: Breaker, *errors: Any, given_s: float = 10.0) -> None:
     for error in errors:
-        assert breaker.admit()
-        breaker.failed(error, given_s)
+        breaker.failed(admitted(breaker), error, given_s)
 
 
 def test_it_opens_after_failures_in_a_row_and_not_before(breaker: Breaker) -> None:
     fail(breaker, Unavailable("x"), Unavailable("x"))
-    breaker.succeeded()
+    breaker.succeeded(admitted(breaker))
     fail(breaker, Unavailable("x"), Unavailable("x"))
     assert breaker.state == "closed"
     fail(breaker, Unavailable("x"))
     assert breaker.state == "open"
-    assert not breaker.admit()
+    assert breaker.admit() is None
     assert breaker.open_for_s() == 10
 
 
@@ -66,22 +72,74 @@ def test_half_open_lets_one_probe_through_whose_end_decides(breaker: Breaker, cl
     fail(breaker, *[Unavailable("x")] * 3)
     clock.now += 10
     assert breaker.state == "half_open"
-    assert [breaker.admit(), breaker.admit()] == [True, False]
-    breaker.failed(Unavailable("x"), 10)
+    probe = admitted(breaker)
+    assert breaker.admit() is None
+    breaker.failed(probe, Unavailable("x"), 10)
     assert breaker.state == "open"
     clock.now += 10
-    assert breaker.admit()
-    breaker.succeeded()
+    breaker.succeeded(admitted(breaker))
     assert breaker.state == "closed"
-    assert [breaker.admit(), breaker.admit()] == [True, True]
+    assert admitted(breaker)
+    assert admitted(breaker)
 
 
 def test_a_probe_that_was_abandoned_leaves_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, *[Unavailable("x")] * 3)
     clock.now += 10
-    assert breaker.admit()
-    breaker.abandoned()
-    assert breaker.admit()
+    breaker.abandoned(admitted(breaker))
+    assert admitted(breaker)
+
+
+@pytest.mark.parametrize("end", ["succeeded", "abandoned", "failed"])
+@pytest.mark.parametrize("probing", [False, True])
+def test_a_call_from_before_the_opening_decides_nothing_when_it_ends_in_the_half_open_state(
+    breaker: Breaker, clock: Clock, end: str, probing: bool
+) -> None:
+    late = admitted(breaker)
+    fail(breaker, *[Unavailable("x")] * 3)
+    clock.now += 10
+    probe = admitted(breaker) if probing else None
+    if end == "failed":
+        breaker.failed(late, Unavailable("x"), 10)
+    else:
+        getattr(breaker, end)(late)
+    assert breaker.state == "half_open"
+    if probe is None:
+        probe = admitted(breaker)
+    assert breaker.admit() is None  # the probe's place is still taken
+    breaker.succeeded(probe)
+    assert (breaker.state, breaker.failures) == ("closed", 0)
+
+
+def test_a_call_from_before_the_opening_neither_counts_nor_is_forgiven_once_it_is_closed_again(
+    breaker: Breaker, clock: Clock
+) -> None:
+    late = [admitted(breaker) for _ in range(4)]
+    fail(breaker, *[Unavailable("x")] * 3)
+    clock.now += 10
+    breaker.succeeded(admitted(breaker))
+    for admission in late[:3]:
+        breaker.failed(admission, Unavailable("x"), 10)
+    assert (breaker.state, breaker.failures) == ("closed", 0)
+    fail(breaker, *[Unavailable("x")] * 2)
+    breaker.succeeded(late[3])
+    fail(breaker, Unavailable("x"))
+    assert breaker.state == "open"
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"), [(AuthFailed("401"), 60), (RateLimited("429", retry_after=30), 30), (Unavailable("x"), 10)]
+)
+def test_a_late_call_can_only_lengthen_the_wait_and_only_for_a_refused_key_or_a_plea_for_patience(
+    breaker: Breaker, clock: Clock, error: ProviderError, waits: float
+) -> None:
+    late = admitted(breaker)
+    fail(breaker, *[Unavailable("x")] * 3)
+    breaker.failed(late, error, 10)
+    assert breaker.open_for_s() == waits
+    clock.now += waits
+    breaker.succeeded(admitted(breaker))
+    assert breaker.state == "closed"
 
 
 def test_a_refused_key_opens_it_at_once_and_for_longer(breaker: Breaker) -> None:
@@ -162,5 +220,41 @@ def test_only_one_of_many_callers_probes(books: Callable[..., Any], question: Qu
         results = await asyncio.gather(*callers, return_exceptions=True)
         assert len(provider.asked) == 2
         assert sum(not isinstance(r, FrontierUnavailable) for r in results) == 1
+
+    asyncio.run(main())
+
+
+def test_a_slow_call_that_ends_while_another_probes_lets_no_third_through(
+    books: Callable[..., Any], question: Question, clock: Clock
+) -> None:
+    async def main() -> None:
+        gates = [asyncio.Event(), asyncio.Event()]
+        asked = asyncio.Semaphore(0)
+
+        def behind(gate: asyncio.Event) -> Callable[[Question], Any]:
+            async def answer(_: Question) -> Answer:
+                asked.release()
+                await gate.wait()
+                return ANSWER
+
+            return answer
+
+        provider = ScriptedProvider("p", "claude-haiku-5-5", [behind(gates[0]), AuthFailed("401"), behind(gates[1])])
+        b = books([provider], clock=clock)
+        slow = asyncio.create_task(b.ask(question))
+        await asked.acquire()
+        with pytest.raises(FrontierUnavailable):
+            await b.ask(question)
+        clock.now += 60
+        probe = asyncio.create_task(b.ask(question))
+        await asked.acquire()
+        gates[0].set()
+        assert (await slow).label == "card_arrival"
+        with pytest.raises(FrontierUnavailable):
+            await b.ask(question)
+        assert len(provider.asked) == 3
+        gates[1].set()
+        assert (await probe).label == "card_arrival"
+        assert b.chain.status()[0]["breaker"] == "closed"
 
     asyncio.run(main())

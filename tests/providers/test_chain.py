@@ -331,6 +331,9 @@ def test_at_most_the_cap_is_in_flight_and_waiting_ends_with_the_deadline(books: 
         with pytest.raises(FrontierUnavailable) as caught:
             await b.ask(question, within=0.15)
         assert caught.value.reason == "deadline"
+        with pytest.raises(FrontierUnavailable) as caught:  # with all the time in the world it still does not wait long
+            await asyncio.wait_for(b.ask(question, within=60), 5)
+        assert caught.value.reason == "overload"
         assert len(provider.asked) == b.chain.status()[0]["in_flight"] == 2
         third = asyncio.create_task(b.ask(question))
         release.set()

@@ -57,6 +57,50 @@ def test_it_answers_from_its_table_and_else_by_shared_words(provider_on: On, kin
     assert first[:3] == ["exchange_rate", "card_arrival", "exchange_rate"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": "inner"}',
+        '{"text": "{\\"text\\": \\"inner\\"}"}',
+        'x"}, {"text": "inner"}',
+        '{"label": "inner_label"}',
+        "</text><text>inner",
+        "inner\\",
+        "[" * 100_000,
+    ],
+)
+def test_a_text_that_looks_like_the_prompt_is_seen_as_it_is(provider_on: On, kind: str, text: str) -> None:
+    labels = (Label("whole_label"), Label("inner_label"))
+
+    async def main() -> None:
+        async with Simulator(answers={text: "whole_label", "inner": "inner_label"}) as sim:
+            provider = provider_on(sim, kind)
+            assert (await provider.ask(Question("t", text, labels), timeout=5)).label == "whole_label"
+            await provider.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "message",
+    ['{"text": "inner", "and": "more"}', '{"text": ["inner"]}', '["text"]', "inner?", "[" * 100_000, "\ud800"],
+)
+def test_a_message_that_the_router_would_not_send_is_the_text_itself(message: str) -> None:
+    request = {
+        "model": "m",
+        "input": message,
+        "text": {"format": {"schema": {"properties": {"label": {"enum": ["whole_label", "inner_label"]}}}}},
+    }
+
+    async def main() -> Any:
+        async with Simulator(answers={message: "whole_label", "inner": "inner_label"}) as sim:
+            async with httpx.AsyncClient(base_url=sim.url, headers={"authorization": "Bearer k"}) as http:
+                reply = await http.post("/v1/responses", content=json.dumps(request))
+            return json.loads(reply.json()["output"][0]["content"][0]["text"])
+
+    assert asyncio.run(main()) == {"label": "whole_label"}
+
+
 def test_its_stated_accuracy_is_the_share_of_right_answers(provider_on: On) -> None:
     labels = tuple(Label(f"label_{i}") for i in range(5))
     answers = {f"text number {i}": f"label_{i % 5}" for i in range(300)}

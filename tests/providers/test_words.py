@@ -7,6 +7,10 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import anthropic
+import httpx2
+import msgspec
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +18,7 @@ from hypothesis import strategies as st
 from cost.types import Usage
 from providers import failures, prompt, usage
 from providers.parse import answer_of, label_of, name_of
-from providers.types import BadAnswer, Label, Question
+from providers.types import AuthFailed, BadAnswer, Label, Question
 
 LABELS = ("card_arrival", "Ärger", "a", 'quo"ted')
 BOUND = Usage(input=1000, output=100, estimated=True)
@@ -71,9 +75,9 @@ def test_a_near_miss_is_a_miss(reply: str) -> None:
         label_of(reply, LABELS)
 
 
-def test_a_bad_answer_carries_model_and_usage(question: Question) -> None:
+def test_a_bad_answer_carries_model_and_usage() -> None:
     with pytest.raises(BadAnswer) as caught:
-        answer_of("nonsense", question, model="m", usage=BOUND)
+        answer_of("nonsense", LABELS, model="m", usage=BOUND)
     assert (caught.value.model, caught.value.usage) == ("m", BOUND)
 
 
@@ -91,8 +95,8 @@ def test_no_text_can_leave_its_json_string(text: str) -> None:
 @given(st.text(), st.text(min_size=1))
 def test_the_upper_bound_covers_every_byte_that_is_sent(text: str, label: str) -> None:
     question = Question("t", text, (Label(label), Label(label + "2")))
-    sent = prompt.system_prefix(question.labels) + prompt.user_part(text)
-    bound = prompt.upper_bound(question)
+    sent = prompt.of(question).prefix + prompt.user_part(text)
+    bound = prompt.of(question).upper_bound(text)
     assert bound.input > len(sent.encode())
     assert bound.output > len(json.dumps({"label": label}))
 
@@ -108,6 +112,13 @@ def test_the_prefix_is_the_same_for_all_texts_and_its_digest_tells_every_change(
         ((*question.labels, Label("new")), question.instructions),
     ]
     assert len({digest, *(prompt.prompt_digest(*parts) for parts in changed)}) == 1 + len(changed)
+
+
+def test_the_stable_part_is_made_once_for_all_texts_of_a_task(question: Question) -> None:
+    other = msgspec.structs.replace(question, text="another text", labels=(*question.labels,))
+    assert prompt.of(other) is prompt.of(question)
+    assert prompt.of(msgspec.structs.replace(question, instructions="x")) is not prompt.of(question)
+    assert prompt.prompt_digest(list(question.labels), question.instructions) == prompt.of(question).digest
 
 
 @pytest.mark.parametrize(
@@ -189,5 +200,16 @@ def test_for_all_strings_retry_after_is_positive_or_nothing(value: str) -> None:
     assert heard is None or heard > 0
 
 
-def test_an_account_without_credit_is_not_mistaken_for_a_moments_rush() -> None:
-    assert type(failures.from_status(429, {}, "insufficient_quota")).__name__ == "AuthFailed"
+@pytest.mark.parametrize(
+    ("sdk_error", "status", "body"),
+    [
+        (anthropic.APIStatusError, 400, {"type": "error", "error": {"type": "billing_error", "message": "no credit"}}),
+        (openai.APIStatusError, 429, {"type": "insufficient_quota", "code": "insufficient_quota"}),
+        (openai.APIStatusError, 429, {"type": "insufficient_quota", "code": None}),
+    ],
+)
+def test_an_account_without_credit_is_not_mistaken_for_a_moments_rush(sdk_error: Any, status: int, body: Any) -> None:
+    """By the name in the body, where either SDK keeps it."""
+    response = httpx2.Response(status, request=httpx2.Request("POST", "https://api.example.com"))
+    assert type(failures.from_error(sdk_error("said", response=response, body=body))) is AuthFailed
+    assert type(failures.from_error(sdk_error("said", response=response, body=None))) is not AuthFailed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,7 +20,8 @@ from router.cache.entry import Entry, encode
 from router.cache.types import Slot
 
 LABELS = frozenset({"a", "b"})
-SLOT = Slot("tenant", "task", b"\x01" * 16, "identity", LABELS)
+SECRET = b"s" * 32
+SLOT = Slot("tenant", "task", b"\x01" * 16, "local", "identity", LABELS)
 ENTRY = Entry("", "local", 1.0, "a", 0.9, (("a", 0.9), ("b", 0.1)), "m", 5, 7, False)
 
 
@@ -41,7 +43,7 @@ def raw(server: EmbeddedRedis) -> Iterator[redis.Redis]:
 def with_cache(url: str, scenario: Callable[[RedisCache, list[str]], Awaitable[None]], **options: Any) -> None:
     async def main() -> None:
         results: list[str] = []
-        settings = {"ttl_s": 60, "lookup_s": 1.0, **options}
+        settings = {"ttl_s": 60, "lookup_s": 1.0, "secret": SECRET, **options}
         cache = RedisCache(connect(url), on_lookup=results.append, **settings)
         try:
             await scenario(cache, results)
@@ -118,7 +120,7 @@ def test_a_flushed_redis_gets_a_new_generation(server: EmbeddedRedis, raw: redis
         await stored(cache)
         raw.flushall()
         await stored(cache)
-        other = RedisCache(connect(server.url), ttl_s=60, lookup_s=1.0)
+        other = RedisCache(connect(server.url), ttl_s=60, lookup_s=1.0, secret=SECRET)
         assert (await other.lookup([SLOT]))[0] is not None
         await other.close()
 
@@ -132,8 +134,8 @@ def test_a_flushed_redis_gets_a_new_generation(server: EmbeddedRedis, raw: redis
         b"\xff\xfe",
         b"{}",
         b"\x9b" + b"\x01" * 11,
-        encode(ENTRY),  # a valid entry, but of another key
-        encode(ENTRY)[:-3],
+        encode(ENTRY, SECRET),  # a valid entry, but of another key
+        encode(ENTRY, SECRET)[:-3],
     ],
 )
 def test_a_damaged_value_is_a_miss_counted_and_removed(server: EmbeddedRedis, raw: redis.Redis, damage: bytes) -> None:
@@ -277,15 +279,19 @@ def test_entries_survive_a_restart_of_the_embedded_server(tmp_path: Path) -> Non
             with_cache(server.url, step)
 
 
+def leave(server: EmbeddedRedis) -> None:
+    """What the kernel does when the owner is killed: the lock is gone, the server stays."""
+    assert server._lock is not None
+    os.close(server._lock)
+    server._lock = None
+
+
 def test_the_server_of_a_killed_owner_is_taken_over(tmp_path: Path) -> None:
     """Not a second one beside it."""
-    import os
-
     first = EmbeddedRedis(tmp_path, 16)
     first.start()
     pid = first.pid
-    assert first._lock is not None
-    os.close(first._lock)  # what the kernel does when the owner is killed
+    leave(first)
     with EmbeddedRedis(tmp_path, 16) as second:
         assert second.pid == pid
     assert first._process is not None
@@ -301,6 +307,40 @@ def test_a_second_process_shares_the_server_and_does_not_stop_it(tmp_path: Path)
         assert owner._answers()
 
 
+def test_when_the_owner_leaves_who_stays_starts_the_server_again(tmp_path: Path) -> None:
+    """And when it is killed, its owner does: the breaker's probe asks for it, the entries are still there."""
+    owner, guest = EmbeddedRedis(tmp_path, 16), EmbeddedRedis(tmp_path, 16)
+    owner.start()
+    guest.start()
+
+    async def until_it_is_back(cache: RedisCache, slot: Slot) -> None:
+        while not cache.breaker.open:
+            await cache.lookup([slot])
+            await asyncio.sleep(0.01)
+        while cache.breaker.open:
+            await asyncio.sleep(0.01)
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        await asyncio.to_thread(owner.stop)
+        await until_it_is_back(cache, SLOT)
+        assert guest.pid is not None
+        assert (await cache.lookup([SLOT]))[0] is not None
+        assert guest._process is not None
+        guest._process.kill()
+        guest._process.wait()
+        await until_it_is_back(cache, SLOT)
+        await stored(cache)
+
+    async def revive() -> None:
+        await asyncio.to_thread(guest.ensure)
+
+    try:
+        with_cache(guest.url, scenario, revive=revive)
+    finally:
+        guest.stop()
+
+
 def test_a_miss_is_explained_by_the_part_that_changed(server: EmbeddedRedis, raw: redis.Redis) -> None:
     """Another head: the identity's part of that name; a purge: the generation."""
 
@@ -312,7 +352,7 @@ def test_a_miss_is_explained_by_the_part_that_changed(server: EmbeddedRedis, raw
 
     raw.set(inspect.identity_key("identity"), msgspec.json.encode({"head": "1", "labels": "x"}))
     raw.set(inspect.identity_key("newer"), msgspec.json.encode({"head": "2", "labels": "x"}))
-    (found,) = inspect.entries(raw)
+    (found,) = inspect.entries(raw, SECRET)
     generation = inspect.generation(raw, "task")
     assert inspect.why_not(raw, found, inspect.Current("identity", "f"), generation) == []
     (reason,) = inspect.why_not(raw, found, inspect.Current("newer", "f"), generation)

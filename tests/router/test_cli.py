@@ -62,15 +62,15 @@ def test_reports_and_the_cache_are_looked_into_without_the_model(command: list[s
     assert not imported(command) & set(LIGHT)
 
 
-def test_check_names_five_mistakes_and_exits_with_2(tmp_path: Path) -> None:
-    """Each with its key; nothing is started."""
+def test_check_names_all_mistakes_and_exits_with_2(tmp_path: Path) -> None:
+    """Five keys, and that no task is left; nothing is started."""
     config = tmp_path / "crossover.toml"
     config.write_text('[server]\nprot = 1\nport = 99999\n[cache]\nttl_s = "x"\n[model]\nengine = "y"\n[taks.a]\n')
     done = crossover("check", "--config", str(config))
     assert done.returncode == 2
     for key in ("server.prot", "server.port", "cache.ttl_s", "model.engine", "taks"):
         assert key in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 6
+    assert len(done.stderr.strip().splitlines()) == 7
     served = crossover("serve", "--config", str(config))
     assert (served.returncode, served.stderr) == (2, done.stderr)
 
@@ -81,6 +81,70 @@ def test_a_config_that_is_not_there_is_one_line() -> None:
     assert done.returncode == 2
     assert "nowhere.toml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    """Exit code 2 and, but for notes, one line for a person."""
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    for text in said:
+        assert text in line
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["classify", "hello"]], ids=["serve", "classify"])
+def test_what_can_not_be_opened_at_start_is_one_line(command: list[str], tmp_path: Path, banking: str) -> None:
+    """A ledger in a place that takes none, and one that is no ledger."""
+    config, other = tmp_path / "crossover.toml", tmp_path / "other.db"
+    config.write_text(banking)
+    (tmp_path / "file").write_text("")
+    other.write_text("these are no books, but they are long enough to look like some\n" * 100)
+    start = [*command, "--config", str(config)]
+    one_line(crossover(*start, CROSSOVER_LEDGER__PATH=str(tmp_path / "file" / "l.db")), "ledger", "opened for writing")
+    one_line(crossover(*start, CROSSOVER_LEDGER__PATH=str(other)), str(other))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["serve", "--port", "0"], ["classify", "hello"], ["check", "--live"]],
+    ids=lambda command: command[0],
+)
+def test_a_key_that_no_header_can_hold_is_named_by_its_variable(
+    command: list[str], tmp_path: Path, banking: str
+) -> None:
+    """As it is when a file with a line break in it was read into the environment."""
+    config = tmp_path / "crossover.toml"
+    config.write_text(banking + '[providers.p]\nkind = "openai"\nmodel = "gpt-6-luna"\n')
+    done = crossover(*command, "--config", str(config), OPENAI_API_KEY="sk-CANARY\n")
+    assert done.returncode == 2
+    assert "providers.p: the environment variable OPENAI_API_KEY has blanks" in done.stderr
+    assert "CANARY" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_classify_says_why_a_model_could_not_be_loaded(tmp_path: Path) -> None:
+    """The reason, not that it was not ready."""
+    (tmp_path / "empty").mkdir()
+    config = tmp_path / "crossover.toml"
+    config.write_text('[tasks.s]\nmodel = "empty"\n')
+    one_line(crossover("classify", "hello", "--config", str(config)), str(tmp_path / "empty"))
+
+
+def test_serve_model_is_checked_like_a_config_and_heeds_the_environment(tmp_path: Path) -> None:
+    """A folder that is not there, an address open to all, a setting out of range: all at once."""
+    done = crossover(
+        *("serve", "--model", "./nowhere"), CROSSOVER_SERVER__HOST="0.0.0.0", CROSSOVER_CACHE__LOOKUP_MS="0"
+    )
+    assert done.returncode == 2
+    for text in ("--model: tasks.nowhere.model", "[[auth.keys]] is empty", "CROSSOVER_CACHE__LOOKUP_MS"):
+        assert text in done.stderr
+    (tmp_path / "m").mkdir()
+    pinned = crossover("serve", "--model", str(tmp_path / "m"), "--revision", "abc")
+    assert "only a model from the hub has a revision" in pinned.stderr
+    path = tmp_path / "file"
+    path.write_text("")
+    noted = crossover("serve", "--model", "owner/name", "--port", "0", CROSSOVER_LEDGER__PATH=str(path / "l.db"))
+    assert "note: [tasks.name] owner/name is taken from the model hub as it is today" in noted.stderr
+    assert str(path / "l.db") in noted.stderr
 
 
 def test_check_live_asks_each_provider_once(
@@ -108,6 +172,13 @@ def test_classify_answers_in_process_and_spends_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [(line[0], line[2]) for line in lines] == [("lost_or_stolen_card", "local"), ("change_pin", "local")]
+
+
+def test_classify_in_process_needs_no_web_framework() -> None:
+    """It is the pipeline that answers."""
+    found = imported(["classify", "I lost my card"])
+    assert "onnxruntime" in found
+    assert "litestar" not in found
 
 
 def test_a_running_service_is_found_unaided(serve: Callable[..., Any], banking: str) -> None:
@@ -143,6 +214,54 @@ def test_a_running_service_is_found_unaided(serve: Callable[..., Any], banking: 
     assert shown.returncode == 0
     assert "lost_or_stolen_card" in shown.stdout
     assert crossover("ledger", "verify", **environment).returncode == 0
+
+
+def test_hits_belong_to_the_entry_that_gave_them(
+    serve: Callable[..., Any], simulate: Callable[..., Any], with_frontier: Callable[..., str]
+) -> None:
+    """The same text answered by the local model and by a frontier are two entries, each with its own hits."""
+    service = serve(with_frontier(simulate().url, threshold=1.0))
+    environment = {"CROSSOVER_STATE_DIR": str(service.state)}
+
+    def hits() -> dict[str, int]:
+        entries = json.loads(crossover("cache", "ls", "--json", **environment).stdout)
+        return {entry["source"]: entry["hits"] for entry in entries}
+
+    for route in ("local", "auto"):
+        service.answer("I lost my card", route=route)
+        service.wait_for(lambda route=route: service.answer("I lost my card", route=route)["source"] == "cache")
+    before = hits()
+    assert before["local"] >= 1
+    assert before["frontier"] >= 1
+    service.answer("I lost my card", route="auto")
+    assert hits() == {"local": before["local"], "frontier": before["frontier"] + 1}
+
+
+def test_a_cache_that_goes_away_while_it_is_read_is_one_line(tmp_path: Path, banking: str) -> None:
+    """It answers the first PING and closes on the SCAN."""
+    import socket
+    import threading
+
+    last: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while b"PING" not in (asked := connection.recv(65_536)):
+                    connection.sendall(b"+OK\r\n" * max(1, asked.count(b"*")))
+                connection.sendall(b"+PONG\r\n")
+                last.append(connection.recv(65_536))
+            listener.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}?protocol=2"
+        config = tmp_path / "crossover.toml"
+        config.write_text(f'{banking}[cache]\nurl = "{url}"\n')
+        one_line(crossover("cache", "ls", "--config", str(config)), "the cache does not answer")
+        thread.join(10)
+    assert b"SCAN" in last[0]
 
 
 def test_purge_is_a_dry_run_unless_it_is_confirmed(serve: Callable[..., Any], banking: str) -> None:

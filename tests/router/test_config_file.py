@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.config_file import ConfigError, default_path, load
+from router.config_file import ConfigError, default_path, load, load_tree
+from router.paths import model_source
 
 GOOD = '[tasks.banking]\nhead = "banking77"\n'
 
@@ -72,6 +73,87 @@ model = "gpt-9-nonsense"
         assert word in text
 
 
+def test_one_run_names_what_is_wrong_with_a_key_and_what_is_wrong_between_keys(tmp_path: Path) -> None:
+    """An unknown key and a bad threshold do not hide the missing head, the open door, the key and the price."""
+    found = problems(
+        tmp_path,
+        """[server]
+host = "0.0.0.0"
+prot = 8080
+[tasks.a]
+head = "heads/missing"
+[tasks.a.policy]
+threshold = 7
+[providers.x]
+kind = "openai"
+model = "gpt-9-nonsense"
+""",
+    )
+    assert len(found) == 6
+    for word in ("server.prot", "threshold", "no head at", "[[auth.keys]]", "OPENAI_API_KEY", "gpt-9-nonsense"):
+        assert sum(word in problem for problem in found) == 1, word
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[tasks.a]\nhead = 1\n[server]\nhost = "127.0.0.1"\n',
+        '[server]\nhost = "0.0.0.0"\n[tasks.a]\nhead = "banking77"\n[[auth.keys]]\ntenant = "t"\nsha256 = "x"\n',
+        '[tasks.a]\nhead = "banking77"\nover_length = "escalate"\n[providers.x]\nkind = "cohere"\nmodel = "m"\n',
+        "[tasks]\na = 3\n",
+    ],
+)
+def test_what_was_given_with_a_mistake_is_not_called_absent(tmp_path: Path, text: str) -> None:
+    """One mistake, one problem."""
+    assert len(problems(tmp_path, text)) == 1
+
+
+@pytest.mark.parametrize("value", ["models/m", "./m", "../m", "~/no-such-m", "/no/such/m"])
+def test_a_model_that_is_meant_to_be_a_folder_and_is_none_is_a_problem(tmp_path: Path, value: str) -> None:
+    """A hub id is two names and one slash; `models/m` is one, until there is such a folder."""
+    text = f'[tasks.s]\nmodel = "{value}"\n'
+    if value == "models/m":
+        (note, *_) = [note for note in load(write(tmp_path, text), {}).notes if "hub" in note]
+        assert "[tasks.s] models/m" in note
+        (tmp_path / "models" / "m").mkdir(parents=True)
+        loaded = load(tmp_path / "crossover.toml", {})
+        assert not [note for note in loaded.notes if "hub" in note]
+        assert model_source(loaded.path, value) == str((tmp_path / "models" / "m").resolve())
+        return
+    (problem,) = problems(tmp_path, text)
+    assert "tasks.s.model: there is no folder" in problem
+    (problem,) = problems(tmp_path, f'{GOOD}[model]\nsource = "{value}"\n')
+    assert "model.source: there is no folder" in problem
+
+
+def test_a_relative_model_folder_is_what_the_local_model_is_told_to_load(tmp_path: Path) -> None:
+    """Seen from the config's folder, not from where the command was started; a revision is for the hub only."""
+    from router.wiring import model_settings, task_specs
+
+    for name in ("encoder", "sst2"):
+        (tmp_path / name).mkdir()
+    text = f"""{GOOD}[model]\nsource = "encoder"\n[tasks.s]\nmodel = "sst2"\n
+[tasks.h]\nmodel = "owner/name"\nrevision = "abc"\n"""
+    loaded = load(write(tmp_path, text), {})
+    assert model_settings(loaded).source == str(tmp_path / "encoder")
+    assert [spec.model for spec in task_specs(loaded)] == [None, str(tmp_path / "sst2"), "owner/name@abc"]
+    (problem,) = problems(tmp_path, '[tasks.s]\nmodel = "sst2"\nrevision = "abc"\n')
+    assert "tasks.s.revision" in problem
+    (problem,) = problems(tmp_path, GOOD + 'revision = "abc"\n')
+    assert "tasks.banking.revision" in problem
+
+
+@pytest.mark.parametrize(
+    "section", ["[tasks.banking.policy.labels]\n{} = 0.9", '[tasks.banking.descriptions]\n{} = "x"']
+)
+def test_a_label_that_the_head_does_not_have_is_a_problem(tmp_path: Path, section: str) -> None:
+    """With those that look like it."""
+    load(write(tmp_path, GOOD + section.format("card_arrival")), {})
+    (problem,) = problems(tmp_path, GOOD + section.format("card_arival"))
+    assert "card_arival" in problem
+    assert "card_arrival" in problem.split("it has")[1]
+
+
 def test_the_environment_overrides_the_file_and_is_named_when_it_is_wrong(tmp_path: Path) -> None:
     """Values are read as TOML; what is not TOML is a string."""
     path = write(tmp_path, GOOD)
@@ -82,6 +164,64 @@ def test_the_environment_overrides_the_file_and_is_named_when_it_is_wrong(tmp_pa
     assert config.tasks["banking"].policy.threshold == 0.5
     (problem,) = problems(tmp_path, GOOD, CROSSOVER_SERVER__PORT="70000")
     assert problem.startswith("environment variable CROSSOVER_SERVER__PORT")
+
+
+def test_the_environment_finds_a_name_whatever_its_case(tmp_path: Path) -> None:
+    """[tasks.Banking] is not made a second time in lower case."""
+    path = write(tmp_path, '[tasks.Banking]\nhead = "banking77"\n')
+    config = load(path, {"CROSSOVER_TASKS__BANKING__POLICY__THRESHOLD": "0.5"}).config
+    assert list(config.tasks) == ["Banking"]
+    assert config.tasks["Banking"].policy.threshold == 0.5
+
+
+def test_the_environment_gives_text_as_it_is_where_text_is_wanted(tmp_path: Path) -> None:
+    """A secret of digits is no number, a path named `true` no truth."""
+    path = write(tmp_path, GOOD)
+    environ = {"CROSSOVER_CACHE__SECRET": "123456", "CROSSOVER_LEDGER__PATH": "true", "CROSSOVER_SERVER__PORT": "99"}
+    config = load(path, environ).config
+    assert (config.cache.secret, config.ledger.path, config.server.port) == ("123456", "true", 99)
+
+
+def test_an_override_that_can_not_be_applied_is_a_problem(tmp_path: Path) -> None:
+    """A list has no names in it; a section that nobody knows is one."""
+    key = f'[[auth.keys]]\ntenant = "t"\nsha256 = "{"0" * 64}"\n'
+    (problem,) = problems(tmp_path, GOOD + key, CROSSOVER_AUTH__KEYS__0__TENANT="u")
+    assert "CROSSOVER_AUTH__KEYS__0__TENANT: auth.keys is not a section" in problem
+    (problem,) = problems(tmp_path, GOOD, CROSSOVER_CASH__URL="off")
+    assert "CROSSOVER_CASH__URL" in problem or "cash" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[auth.keys]]\ntenant = "sk CANARY"\nsha256 = "sk-CANARY"\nescalate = "sk-CANARY"\n',
+        '[auth]\nadmin = ["sk-CANARY"]\n',
+        'auth = "sk-CANARY"\n',
+        '[providers.x]\nkind = "openai"\nmodel = "gpt-6-luna"\napi_key_env = "sk-CANARY"\n',
+        '[providers.x]\nkind = "openai"\nmodel = "gpt-6-luna"\napi_key_env = "sk_CANARY"\n',
+        '[providers.x]\nkind = "openai"\nmodel = "gpt-6-luna"\napi_key_env = "CANARYCANARYCANARYCANARY"\n',
+        '[providers.x]\nkind = "openai"\nmodel = "gpt-6-luna"\nbase_url = "CANARY"\n',
+        '[providers.x]\nkind = "openai"\nmodel = "gpt-6-luna"\nbase_url = "http://me:CANARY@example.org"\n',
+        '[providers.x]\nkind = "openai"\nmodel = "gpt-6-luna"\nbase_url = "https://h:CANARY/"\n',
+        '[providers]\nx = "sk-CANARY"\n',
+        'providers = "sk-CANARY"\n',
+        '[cache]\nurl = "rediss:CANARY"\n',
+        '[cache]\nurl = "redis://user:pa/CANARY@host"\n',
+        '[cache]\nsecret = ["CANARY"]\n',
+    ],
+)
+def test_a_value_that_may_be_a_secret_is_not_printed(tmp_path: Path, text: str) -> None:
+    """Wherever somebody may put one, and whatever is wrong with it."""
+    found = problems(tmp_path, text if text.startswith(("auth", "providers =")) else GOOD + text)
+    assert found
+    assert not [problem for problem in found if "CANARY" in problem]
+
+
+def test_readers_need_no_keys_no_heads_and_no_tasks(tmp_path: Path) -> None:
+    """`crossover report` works on the machine of whoever pays."""
+    path = write(tmp_path, '[providers.x]\nkind = "openai"\nmodel = "gpt-9-nonsense"\n[tasks.a]\nhead = "gone"\n')
+    assert load(path, {}, serving=False).config.providers["x"].model == "gpt-9-nonsense"
+    assert load_tree({}, path, {}, serving=False).config.tasks == {}
 
 
 def test_a_misplaced_secret_is_not_printed(tmp_path: Path) -> None:
@@ -114,7 +254,8 @@ def test_no_value_anywhere_makes_a_traceback(tmp_path: Path, value: object, sect
 
     tree = {"tasks": {"banking": {"head": "banking77"}}, section: value}
     found: list[str] = []
-    config_file._check(config_file.Config, tree, (), config_file._Places(path, "", {}), found)
+    left = config_file._check(config_file.Config, tree, (), config_file._Places(path, "", {}), found)
+    msgspec.convert(left, config_file.Config)  # what is left can be used, whatever was wrong
     try:
         msgspec.convert(tree, config_file.Config)
         valid = True

@@ -32,6 +32,15 @@ def locked_service(serve: Callable[..., Any], banking: str) -> Any:
     return serve(f'{banking}[auth]\nadmin = ["{hashed(ADMIN)}"]\n{keys}\nescalate = "never"\n')
 
 
+def test_without_keys_only_requests_to_this_machine_by_name_are_answered(open_service: Any) -> None:
+    """A web page whose name was made to lead here is not."""
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
+        assert open_service.classify("hello", headers={"host": host}).status_code == 401
+        assert open_service.client.get("/report", headers={"host": host}).status_code == 401
+    for host in ("localhost", "localhost:8080", "127.0.0.1", "[::1]:8080"):
+        assert open_service.classify("hello", headers={"host": host}).status_code == 200
+
+
 def test_an_answer_has_exactly_the_fields_of_the_contract(open_service: Any) -> None:
     """One text in, one result out."""
     response = open_service.classify("my card still hasn't arrived", top_k=3)
@@ -61,10 +70,10 @@ def test_the_same_text_again_comes_from_the_cache(open_service: Any) -> None:
 
 def test_results_come_in_input_order_errors_among_them(open_service: Any) -> None:
     """200 if any input succeeded."""
-    response = open_service.classify(["I lost my card", " ", "how do I change my PIN"])
+    response = open_service.classify(["I lost my card", " ", "how do I change my PIN", ""])
     labels = [result.get("label") for result in response.json()["results"]]
     assert response.status_code == 200
-    assert labels == ["lost_or_stolen_card", None, "change_pin"]
+    assert labels == ["lost_or_stolen_card", None, "change_pin", None]
     assert response.json()["results"][1]["error"]["type"] == "urn:crossover:problem:empty"
 
 
@@ -89,9 +98,9 @@ def test_if_no_input_succeeds_the_first_error_is_the_requests(open_service: Any)
         (b"\xef\xbb\xbf{}", 400, "malformed"),
         (b'{"input": NaN}', 400, "malformed"),
         (b"{}", 422, "invalid"),
-        (b'{"input": ""}', 422, "invalid"),
+        (b'{"input": ""}', 422, "empty"),
         (b'{"input": []}', 422, "invalid"),
-        (b'{"input": [""]}', 422, "invalid"),
+        (b'{"input": [""]}', 422, "empty"),
         (b'{"input": 3}', 422, "invalid"),
         (b'{"input": "a", "surprise": 1}', 422, "invalid"),
         (b'{"input": "a", "top_k": 0}', 422, "invalid"),
@@ -163,9 +172,47 @@ def test_a_body_that_does_not_arrive_is_408(open_service: Any) -> None:
     host, port = open_service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
         client.sendall(
-            b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+            b"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/json\r\ncontent-length: 99\r\n\r\n{"
         )
         assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 2_000_000, b"431"),
+        (b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-many: a\r\n" * 100_000, b"431"),
+        (b"GET /" + b"a" * 2_000_000, b"431"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", b"400"),
+        (b"GET /health HTTP/1.1\r\nbad header\r\n\r\n", b"400"),
+    ],
+    ids=["one header", "many headers", "path", "TLS", "not a header"],
+)
+def test_a_head_without_end_or_sense_is_a_problem_and_the_connection_closes(
+    open_service: Any, sent: bytes, status: bytes
+) -> None:
+    """uvicorn itself would collect headers until memory is full."""
+    host, port = open_service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        received = b""
+        try:
+            client.sendall(sent)
+            while chunk := client.recv(65536):
+                received += chunk
+        except ConnectionError:  # it was closed while we were still sending
+            pass
+    if received:
+        assert received.startswith(b"HTTP/1.1 " + status)
+        assert b"application/problem+json" in received
+    assert received or status == b"431"
+    assert open_service.client.get("/health").status_code == 200
+
+
+def test_large_bodies_do_not_count_as_head(open_service: Any) -> None:
+    """Head and body in one packet."""
+    response = open_service.client.post("/v1/classify", json={"input": ["I lost my card"] * 128})
+    assert response.status_code == 200
 
 
 def test_an_endless_body_is_cut(open_service: Any) -> None:
@@ -304,3 +351,34 @@ def test_neither_redis_nor_the_ledger_holds_a_text_or_a_key(locked_service: Any)
     for canary in (b"CANARYTEXT", KEYS["one"].encode(), hashed(KEYS["one"]).encode()):
         assert canary not in kept
         assert canary not in books
+
+
+def test_long_runs_of_combining_marks_do_not_stop_the_service(open_service: Any) -> None:
+    """A body within the limit answers at once: composing it would take time quadratic in its length."""
+    import time
+
+    evil = "a" + "\u0301" * 4000 + "\u0323" * 4000
+    plain = "abcdefgh " * 1800
+    took = []
+    for text in (plain, evil):
+        started = time.perf_counter()
+        open_service.classify(text)
+        took.append(time.perf_counter() - started)
+    assert took[1] < 20 * took[0] + 0.1
+
+
+def test_gpu_memory_and_utilization_reach_the_metrics() -> None:
+    """From the model's status, under the names that dashboard and alerts use."""
+    from types import SimpleNamespace
+
+    from router.http.ops import update_gauges
+    from router.telemetry import Telemetry
+
+    memory = {"device_used": 4, "device_total": 8, "allocated": 2, "reserved": 3, "utilization": 50}
+    telemetry = Telemetry()
+    model = SimpleNamespace(status=lambda: {"encoders": [{"device_memory": memory}]})
+    update_gauges(SimpleNamespace(telemetry=telemetry, model=model, chain=SimpleNamespace(status=list)))
+    text = telemetry.exposition().decode()
+    for kind, value in (("used", 4.0), ("total", 8.0), ("allocated", 2.0), ("reserved", 3.0)):
+        assert f'crossover_gpu_memory_bytes{{kind="{kind}"}} {value}' in text
+    assert "crossover_gpu_utilization_ratio 0.5" in text

@@ -432,3 +432,26 @@ def test_an_answer_kept_from_a_cut_text_is_not_given_where_long_texts_are_reject
         assert refused.error == "over-length"
 
     run(scenario)
+
+
+def test_thirty_callers_behind_an_impatient_one_make_one_more_call_not_thirty(bench: Any) -> None:
+    """The first of them begins anew; the others join it."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        hasty = asyncio.create_task(b.ask(UNSURE, seconds=0.15))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        patient = [asyncio.create_task(b.ask(UNSURE, seconds=5)) for _ in range(30)]
+        (degraded,) = await hasty
+        while len(b.frontier.asked) < 2:
+            await asyncio.sleep(0)
+        b.frontier.hold.set()
+        outcomes = [outcome for answers in await asyncio.gather(*patient) for outcome in answers]
+        assert degraded.degraded == "deadline"
+        assert {outcome.source for outcome in outcomes} == {"frontier"}
+        assert sorted(outcome.coalesced for outcome in outcomes) == [False] + [True] * 29
+        assert len(b.frontier.asked) == 2
+
+    run(scenario)

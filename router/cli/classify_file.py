@@ -1,0 +1,174 @@
+"""`crossover classify -f`: the rows of a file in requests of some rows each; the answers in order, as they come.
+
+An interrupted run, by whatever, is gone on with by the next: what is complete in the file of answers is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+from router.cli.asking import Ask
+from router.cli.rows import BadFile, Row, Rows, count, is_json, read, resume
+from router.problems import URN, ProblemError
+
+IN_FLIGHT = 2  # requests
+STANDARD = Path("-")  # input or output
+#: Problems of a whole request that are over soon, and those that a text in it is the reason of.
+PASSING = ("overloaded", "warming")
+OF_A_TEXT = ("empty", "over-length", "too-large", "invalid", "deadline", "degraded", "model-failed")
+
+Start = Callable[[], AbstractAsyncContextManager[Ask]]
+Result = dict[str, Any]  # of the wire: an answer, or {"error": a problem}
+
+
+def answer_file(file: Path, out: Path, text_col: str, start: Start, size: int) -> int:
+    """Gives the number of rows with an error. Raises `BadFile`, `Unanswered`, and `ProblemError` where no row is the
+    reason; then all that was answered is in `out`."""
+    with ExitStack() as stack:
+        source = _open(file, "rb", stack, sys.stdin.buffer)
+        rows = read(source, file, text_col)
+        if out == STANDARD:
+            answers, done, left = sys.stdout.buffer, 0, iter(rows)
+            answers.write(rows.header)
+        else:
+            if (as_json := is_json(out)) is not None and as_json == rows.quoted:
+                raise BadFile(f"{out}: answers have the format of {file}; choose another name with -o")
+            answers = _open(out, "a+b", stack)
+            _lock(answers, out)
+            done, left = resume(answers, out, rows)
+        total = count(file, rows) if file != STANDARD and sys.stderr.isatty() else None
+        with _progress(total, done) as advance:
+            found, spent = asyncio.run(_run(start, rows, left, answers, size, advance))
+    written = sum(found.values())
+    before = f" ({done} were there)" if done else ""
+    told = f"{done + written} rows{before}: {found['error']} errors, {found['degraded']} degraded"
+    click.echo(f"{told}; {written / spent:.0f} rows/s" if written else told, err=True)
+    return found["error"]
+
+
+async def _run(
+    start: Start, rows: Rows, left: Iterator[Row], answers: BinaryIO, size: int, advance: Callable[[int], None]
+) -> tuple[Counter[str], float]:
+    """How many rows became what, in how many seconds. The model is loaded only if there is something to ask."""
+    found: Counter[str] = Counter()
+    first = list(itertools.islice(left, size))
+    if not first:
+        return found, 0.0
+    left = itertools.chain(first, left)
+    async with start() as ask, aclosing(_answered(ask, left, size)) as batches:
+        began = time.monotonic()
+        async for batch in batches:
+            answers.write(b"".join(rows.record(row, _values(result)) for row, result in batch))
+            answers.flush()
+            found.update("error" if "error" in r else "degraded" if r["degraded"] else "fine" for _, r in batch)
+            advance(len(batch))
+        return found, time.monotonic() - began
+
+
+async def _answered(ask: Ask, left: Iterator[Row], size: int) -> AsyncGenerator[list[tuple[Row, Result]]]:
+    """Batches in order, a few of them in flight."""
+    waiting: deque[asyncio.Task[list[tuple[Row, Result]]]] = deque()
+    try:
+        # in a thread: standard input may come slowly
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(left, size))):
+            waiting.append(asyncio.create_task(_answer(ask, batch)))
+            if len(waiting) == IN_FLIGHT:
+                yield await waiting.popleft()
+        while waiting:
+            yield await waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _answer(ask: Ask, batch: list[Row]) -> list[tuple[Row, Result]]:
+    texts = [row.text for row in batch if not row.error]
+    results = iter(await _results(ask, texts) if texts else ())
+    return [(row, _failed("invalid", row.error) if row.error else next(results)) for row in batch]
+
+
+async def _results(ask: Ask, texts: Sequence[str]) -> list[Result]:
+    """One each. What a text is the reason of, or want of time, is asked once more, text by text."""
+    alone: tuple[str, ...] = ("deadline", "overloaded")
+    try:
+        results: list[Result] = (await _admitted(ask, texts))["results"]
+    except ProblemError as problem:
+        all_at_once = problem.kind == "model-failed" and len(texts) > 1  # then it is the model, not the texts
+        if problem.kind not in OF_A_TEXT or all_at_once:
+            raise
+        results, alone = [_failed(problem.kind, str(problem))] * len(texts), OF_A_TEXT
+    if len(texts) > 1:
+        for i, result in enumerate(results):
+            if "error" in result and _kind(result) in alone:
+                (results[i],) = await _results(ask, [texts[i]])
+    return results
+
+
+async def _admitted(ask: Ask, texts: Sequence[str]) -> dict[str, Any]:
+    """What passes is waited for."""
+    while True:
+        try:
+            return await ask(texts)
+        except ProblemError as problem:
+            if problem.kind not in PASSING:
+                raise
+            await asyncio.sleep(problem.retry_after or 1.0)
+
+
+def _failed(kind: str, detail: str) -> Result:
+    return {"error": {"type": URN + kind, "detail": detail}}
+
+
+def _kind(result: Result) -> str:
+    return str(result["error"]["type"]).removeprefix(URN)
+
+
+def _values(result: Result) -> tuple[Any, ...]:
+    """As `rows.ANSWER` names them."""
+    if "error" in result:
+        return None, None, None, None, f"{_kind(result)}: {result['error']['detail']}"
+    return result["label"], result["confidence"], result["source"], result["degraded"], None
+
+
+def _open(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = None) -> BinaryIO:
+    if standard is not None and path == STANDARD:
+        return standard
+    try:
+        file: BinaryIO = stack.enter_context(path.open(mode))  # type: ignore[assignment]
+    except OSError as error:
+        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+    return file
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BadFile(f"another run is writing to {path}") from None
+
+
+@contextmanager
+def _progress(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the rate on a terminal, nothing in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _rows: None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        line = bar.add_task("rows", total=total, completed=done)
+        yield lambda rows: bar.advance(line, rows)
