@@ -33,6 +33,7 @@ class ApiCall(msgspec.Struct, frozen=True):
     input_nano: float  # nano-USD per input token, caching as billed
     output_nano: float
     learned: bool  # False: too few calls for a line
+    cached_share: float  # of the prompt tokens billed, so many were read from the provider's cache
 
     def nano(self, inputs: int, tokens: int) -> float:
         """What `inputs` texts of `tokens` local tokens together would cost."""
@@ -47,6 +48,7 @@ class ApiOnly(msgspec.Struct, frozen=True):
     nano: int | None
     call_nano: float | None
     call_nano_cached: float | None  # were the prompt's prefix read from the provider's cache; None: not to be had
+    call_nano_plain: float | None  # were nothing read from it: what rare calls cost
     measured_calls: int  # of them, so many were really made
     models: list[ApiCall]
     notes: list[str]
@@ -66,7 +68,7 @@ def api_only(db: sqlite3.Connection, since: int, prices: PriceTable) -> ApiOnly:
             {"since": since},
         )
     }
-    calls, total, cached, measured = 0, 0.0, 0.0, 0
+    calls, total, cached, plain, measured = 0, 0.0, 0.0, 0.0, 0
     for task, inputs, counted, tokens, open_inputs, open_tokens in db.execute(
         f"""SELECT task, count(*), sum(tokens > 0), sum(tokens), sum(1 - bought), sum((1 - bought) * tokens) FROM
         (SELECT i.task, i.tokens, EXISTS (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.idx = i.idx
@@ -88,10 +90,12 @@ def api_only(db: sqlite3.Connection, since: int, prices: PriceTable) -> ApiOnly:
             )
         total += call.nano(open_inputs, open_tokens)
         cached += _cached(call, prices, inputs, tokens, notes)
+        plain += _plain(call, prices, inputs, tokens)
     if calls == 0 or pooled is None:
-        return ApiOnly(calls, 0 if calls == 0 else None, None, None, measured, list(learned.values()), notes)
-    better = cached / calls if cached < 0.99 * total else None
-    return ApiOnly(calls, round(total), total / calls, better, measured, list(learned.values()), notes)
+        return ApiOnly(calls, 0 if calls == 0 else None, None, None, None, measured, list(learned.values()), notes)
+    better = cached / calls if cached < 0.99 * plain else None
+    worse = plain / calls if better is not None else None
+    return ApiOnly(calls, round(total), total / calls, better, worse, measured, list(learned.values()), notes)
 
 
 def _of(alias: str, condition: str) -> str:
@@ -126,16 +130,26 @@ def _learn(db: sqlite3.Connection, since: int, prices: PriceTable, notes: list[s
         price = prices.price(model)
         if price is None:
             notes.append(f"No list price is known for {model}; its calls count with their mean cost as booked.")
-            call = ApiCall(task, model, n, 0.0, 0.0, 1.0, 0.0, nano / n, learned)
+            call = ApiCall(task, model, n, 0.0, 0.0, 1.0, 0.0, nano / n, learned, 0.0)
         else:
             read_price, write_price = price.cache_read or price.input, price.cache_write_5m or price.input
             billed = (
                 plain * price.input + read * read_price + w5 * write_price + w1 * (price.cache_write_1h or write_price)
             )
             rate = billed / y / 1e6 if y else price.input / 1e6
-            call = ApiCall(task, model, n, prefix, slope, out / n, rate, price.output / 1e6, learned)
+            share = read / y if y else 0.0
+            call = ApiCall(task, model, n, prefix, slope, out / n, rate, price.output / 1e6, learned, share)
         found[task] = call
     return found
+
+
+def _plain(call: ApiCall, prices: PriceTable, inputs: int, tokens: int) -> float:
+    """The same inputs with every token at the plain input price."""
+    price = prices.price(call.model)
+    if price is None:
+        return call.nano(inputs, tokens)
+    prompt = inputs * call.prefix_tokens + call.tokens_per_token * tokens
+    return (prompt * price.input + inputs * call.output_tokens * price.output) / 1e6
 
 
 def _cached(call: ApiCall, prices: PriceTable, inputs: int, tokens: int, notes: list[str]) -> float:

@@ -94,15 +94,24 @@ def intervals(lines: Sequence[CrossoverLine]) -> list[str]:
 
 
 def _cheaper_call(traffic: Traffic, machines: Sequence[Hardware], api: ApiOnly) -> list[str]:
-    if api.call_nano_cached is None:
+    """What a call costs depends on the provider's prompt cache, which needs steady traffic: both ends are shown."""
+    if api.call_nano_cached is None or api.call_nano_plain is None:
         return []
-    cheaper = msgspec.structs.replace(traffic, call_nano=api.call_nano_cached)
-    where = [
-        f"{m.name} {rounded(c.last)}" if (c := crossover.crossing(cheaper, m)) else f"{m.name} never" for m in machines
-    ]
+
+    def at(call_nano: float) -> str:
+        other = msgspec.structs.replace(traffic, call_nano=call_nano)
+        where = [
+            f"{m.name} {rounded(c.last)}" if (c := crossover.crossing(other, m)) else f"{m.name} never"
+            for m in machines
+        ]
+        return f"{usd(round(call_nano * 1e6))} a million calls (crossover: {', '.join(where)})"
+
+    calls = sum(call.calls for call in api.models)
+    share = sum(call.cached_share * call.calls for call in api.models) / calls if calls else 0.0
     return [
-        f"With the prompt read from the provider's own cache, a million calls would cost "
-        f"{usd(round(api.call_nano_cached * 1e6))} and the crossover would be, in requests a month: {', '.join(where)}."
+        f"Of the prompt tokens billed here, {share:.0%} were read from the provider's prompt cache, which lasts "
+        f"minutes: steady traffic gets {at(api.call_nano_cached)}; calls too rare to find it cost "
+        f"{at(api.call_nano_plain)}."
     ]
 
 

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from cost.report import CrossoverLine, Report
 
 
+#: Below so many frontier calls the first sentence says that it is a guess.
+FEW_CALLS = 20
+
+
 def headline(report: Report) -> str:
     """Says what is cheaper, from which volume on, and by how much at the volume asked about."""
     if report.inputs == 0:
@@ -17,6 +21,9 @@ def headline(report: Report) -> str:
     if report.traffic is None:
         return _nothing_to_compare(report)
     told = " (Simulated frontier, real list prices.)" if report.simulated else ""
+    if report.api_only.measured_calls < FEW_CALLS:
+        count = report.api_only.measured_calls
+        told += f" (From {count} frontier call{'' if count == 1 else 's'} only: a rough guess.)"
     reached = [line for line in report.crossover if line.crossing is not None]
     if not reached:
         machines = " or ".join(_on(line) for line in report.crossover)

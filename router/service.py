@@ -10,17 +10,15 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Literal
 
-import msgspec
 import structlog
 
 from cost.ledger import Ledger
 from cost.types import NANO_PER_USD, LedgerError, Machine, Outcome
 from local_model.model import LocalModel
 from providers.chain import Chain
-from providers.types import Label, Provider
 from router import paths, policy
 from router.admission import Keys, Slots, Tenant
-from router.cache import inspect, keys
+from router.cache import keys
 from router.cache.client import RedisCache, connect
 from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.types import Cache, NoCache
@@ -31,7 +29,7 @@ from router.problems import ProblemError
 from router.reporting import price_table
 from router.telemetry import Telemetry
 from router.types import ClassifyRequest
-from router.wiring import model_settings, task_specs
+from router.wiring import inspection_notes, make_provider, model_settings, task_route, task_specs, this_machine
 
 log = structlog.get_logger("crossover")
 
@@ -298,58 +296,3 @@ class Service:
     def _count_attempt(self, provider: str, model: str, outcome: Outcome) -> None:
         self.telemetry.attempts.labels(provider, outcome.error or "answered").inc()
         self.telemetry.spend.labels(provider, model, outcome.state).inc(outcome.cost_nano / NANO_PER_USD)
-
-
-def this_machine(config: Config) -> Hardware | None:
-    return next((hardware for hardware in config.hardware.values() if hardware.this_machine), None)
-
-
-def make_provider(name: str, config: Config) -> Provider:
-    from providers.build import build
-
-    provider = config.providers[name]
-    return build(
-        provider.kind,
-        name=name,
-        model=provider.model,
-        api_key=os.environ.get(provider.key_variable) or "none",
-        base_url=provider.base_url,
-    )
-
-
-def task_route(name: str, config: Config, model: LocalModel, secret: bytes, chain: str) -> TaskRoute:
-    """Everything that changes an answer goes into its identity; the policy, applied on read, does not."""
-    from providers.prompt import prompt_digest
-
-    info, task = model.task(name), config.tasks[name]
-    labels = tuple(
-        Label(label, task.descriptions.get(label) or info.descriptions.get(label, "")) for label in info.labels
-    )
-    local_parts = dict(part.partition("=")[::2] for part in info.identity)
-    frontier_parts = {"prompt and labels": prompt_digest(labels, task.instructions), "providers": chain}
-    return TaskRoute(
-        info=info,
-        labels=labels,
-        label_names=frozenset(info.labels),
-        instructions=task.instructions,
-        local_parts=local_parts,
-        frontier_parts=frontier_parts,
-        local_identity=identity(secret, "local", local_parts),
-        frontier_identity=identity(secret, "frontier", frontier_parts),
-    )
-
-
-def identity(secret: bytes, kind: str, parts: Mapping[str, str]) -> str:
-    return keys.identity_digest(secret, (kind, *(text for part in parts.items() for text in part)))
-
-
-def inspection_notes(tasks: Mapping[str, TaskRoute]) -> dict[str, bytes]:
-    """For `crossover cache get`: what today's identities are made of."""
-    notes: dict[str, bytes] = {}
-    for name, route in tasks.items():
-        notes[inspect.current_key(name)] = msgspec.json.encode(
-            inspect.Current(route.local_identity, route.frontier_identity)
-        )
-        notes[inspect.identity_key(route.local_identity)] = msgspec.json.encode(route.local_parts)
-        notes[inspect.identity_key(route.frontier_identity)] = msgspec.json.encode(route.frontier_parts)
-    return notes

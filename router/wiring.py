@@ -1,10 +1,19 @@
-"""From the configuration to what the local model is asked to load."""
+"""From the configuration to the parts: what is loaded, who is asked, what an answer's identity is made of."""
 
 from __future__ import annotations
 
-from local_model.model import ModelSettings, TaskSpec
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from local_model.model import LocalModel, ModelSettings, TaskSpec
+from providers.types import Label, Provider
+from router.cache import inspect, keys
+from router.config import Config, Hardware
 from router.config_file import Loaded
 from router.paths import head_path, model_source
+from router.pipeline import TaskRoute
 
 
 def model_settings(loaded: Loaded) -> ModelSettings:
@@ -29,3 +38,58 @@ def task_specs(loaded: Loaded) -> list[TaskSpec]:
         head = None if task.head is None else head_path(loaded.path, task.head)
         specs.append(TaskSpec(name=name, head=head, model=model))
     return specs
+
+
+def this_machine(config: Config) -> Hardware | None:
+    return next((hardware for hardware in config.hardware.values() if hardware.this_machine), None)
+
+
+def make_provider(name: str, config: Config) -> Provider:
+    from providers.build import build
+
+    provider = config.providers[name]
+    return build(
+        provider.kind,
+        name=name,
+        model=provider.model,
+        api_key=os.environ.get(provider.key_variable) or "none",
+        base_url=provider.base_url,
+    )
+
+
+def task_route(name: str, config: Config, model: LocalModel, secret: bytes, chain: str) -> TaskRoute:
+    """Everything that changes an answer goes into its identity; the policy, applied on read, does not."""
+    from providers.prompt import prompt_digest
+
+    info, task = model.task(name), config.tasks[name]
+    labels = tuple(
+        Label(label, task.descriptions.get(label) or info.descriptions.get(label, "")) for label in info.labels
+    )
+    local_parts = dict(part.partition("=")[::2] for part in info.identity)
+    frontier_parts = {"prompt and labels": prompt_digest(labels, task.instructions), "providers": chain}
+    return TaskRoute(
+        info=info,
+        labels=labels,
+        label_names=frozenset(info.labels),
+        instructions=task.instructions,
+        local_parts=local_parts,
+        frontier_parts=frontier_parts,
+        local_identity=identity(secret, "local", local_parts),
+        frontier_identity=identity(secret, "frontier", frontier_parts),
+    )
+
+
+def identity(secret: bytes, kind: str, parts: Mapping[str, str]) -> str:
+    return keys.identity_digest(secret, (kind, *(text for part in parts.items() for text in part)))
+
+
+def inspection_notes(tasks: Mapping[str, TaskRoute]) -> dict[str, bytes]:
+    """For `crossover cache get`: what today's identities are made of."""
+    notes: dict[str, bytes] = {}
+    for name, route in tasks.items():
+        notes[inspect.current_key(name)] = msgspec.json.encode(
+            inspect.Current(route.local_identity, route.frontier_identity)
+        )
+        notes[inspect.identity_key(route.local_identity)] = msgspec.json.encode(route.local_parts)
+        notes[inspect.identity_key(route.frontier_identity)] = msgspec.json.encode(route.frontier_parts)
+    return notes

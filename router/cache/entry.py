@@ -10,7 +10,6 @@ from typing import Literal
 
 import msgspec
 
-
 Kind = Literal["local", "frontier"]
 
 

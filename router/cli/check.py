@@ -36,7 +36,7 @@ async def ask_providers(loaded: Loaded) -> int:
     """One call each; 1 if any finding is an error."""
     from providers.live_check import check as live_check
     from router.reporting import price_table
-    from router.service import make_provider
+    from router.wiring import make_provider
 
     if not loaded.config.providers:
         click.echo("live: no provider is configured")

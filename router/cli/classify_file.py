@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from router.cli.asking import Ask
 from router.cli.rows import BadFile, Row, Rows, count, is_json, read, resume
@@ -54,7 +54,8 @@ def answer_file(file: Path, out: Path, text_col: str, start: Start, size: int) -
             found, spent = asyncio.run(_run(start, rows, left, answers, size, advance))
     written = sum(found.values())
     before = f" ({done} were there)" if done else ""
-    told = f"{done + written} rows{before}: {found['error']} errors, {found['degraded']} degraded"
+    errors = "1 error" if found["error"] == 1 else f"{found['error']} errors"
+    told = f"{done + written} rows{before}: {errors}, {found['degraded']} degraded"
     click.echo(f"{told}; {written / spent:.0f} rows/s" if written else told, err=True)
     return found["error"]
 
@@ -168,7 +169,12 @@ def _progress(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
         yield lambda _rows: None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        line = bar.add_task("rows", total=total, completed=done)
-        yield lambda rows: bar.advance(line, rows)
+        line = bar.add_task("rows", total=total, completed=done, rate="")
+
+        def advance(rows: int) -> None:
+            bar.advance(line, rows)
+            bar.update(line, rate=f"{bar.tasks[0].speed or 0:.0f} rows/s")
+
+        yield advance

@@ -103,14 +103,15 @@ def test_the_running_service_is_meant_before_the_config_of_this_folder(
 
 
 def test_no_ledger_is_a_usage_error_that_says_what_to_do(tmp_path: Path) -> None:
-    code, _, err = run("report", "--ledger", tmp_path / "absent.db")
-    assert (code, "--ledger" in err) == (2, True)
+    for command in (["report"], ["ledger", "verify"], ["ledger", "show", "x"]):
+        code, _, err = run(*command, "--ledger", tmp_path / "absent.db")
+        assert (code, "--ledger" in err) == (2, True)
 
 
 def test_a_request_is_shown_with_its_calls(path: Path) -> None:
     code, out, _ = run("ledger", "show", "req_1", "--ledger", path)
     assert code == 0
-    for text in ("card_arrival", "paid call", "gpt-6-luna", "$0.000012"):
+    for text in ("card_arrival", "paid call", "gpt-6-luna", "$0.000012", "+00:00"):
         assert text in out
     code, out, _ = run("ledger", "show", "req_1", "--ledger", path, "--json")
     found = json.loads(out)
@@ -127,11 +128,27 @@ def test_books_that_do_not_add_up_exit_1(path: Path) -> None:
     db.close()
     code, out, _ = run("ledger", "verify", "--ledger", path)
     assert (code, "error: spend" in out) == (1, True)
+    assert out.endswith(": 1 finding\n")
+
+
+def test_a_chart_that_can_not_be_drawn_is_a_finding(books: Make, tmp_path: Path) -> None:
+    """Exit 1 with the reason; the page is written all the same."""
+    code, _, err = run("report", "--ledger", books([], []), "--png", tmp_path / "r.png", "--html", tmp_path / "r.html")
+    assert (code, "no chart written" in err) == (1, True)
+    assert not (tmp_path / "r.png").exists()
+    assert (tmp_path / "r.html").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "volume"),
-    [("2M", 2_000_000), ("2M/month", 2_000_000), ("70k/day", 2_129_167), ("1_500", 1500), ("1.5b", 1_500_000_000)],
+    [
+        ("2M", 2_000_000),
+        ("2M/month", 2_000_000),
+        ("70k/day", 2_129_167),
+        ("1_500", 1500),
+        ("1.5b", 1_500_000_000),
+        ("1e6", 1_000_000),
+    ],
 )
 def test_volumes_are_written_as_people_write_them(text: str, volume: int) -> None:
     assert Volume().convert(text, None, None) == volume
@@ -142,7 +159,8 @@ def test_a_date_is_utc() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--volume", "lots"), ("--volume", "0"), ("--since", "yesterday"), ("--volume", "..")]
+    "arguments",
+    [("--volume", "lots"), ("--volume", "0"), ("--volume", "1e400"), ("--since", "yesterday"), ("--volume", "..")],
 )
 def test_nonsense_is_a_usage_error(path: Path, arguments: tuple[str, str]) -> None:
     assert run("report", "--ledger", path, *arguments)[0] == 2

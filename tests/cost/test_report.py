@@ -166,7 +166,27 @@ def test_what_a_cached_prompt_would_change_is_told(books: Make, row: Make, inten
     report = build([books(rows, calls)], hardware=[BOX], clock=lambda: noon / 1e6)
     # 1,999 tokens before the text, read at a tenth of $0.10 per million; 15.5 tokens of text; 4 out
     assert report.api_only.call_nano_cached == pytest.approx(1999 * 10 + 15.5 * 100 + 2000)
-    assert any("provider's own cache" in line for line in report.assumptions)
+    assert report.api_only.call_nano_plain == pytest.approx((1999 + 15.5) * 100 + 2000)
+    (line,) = [line for line in report.assumptions if "prompt cache" in line]
+    assert "0% were read" in line
+    assert "$23.54 a million calls" in line
+    assert "$203.45 a million calls" in line
+
+
+def test_a_crossover_from_a_handful_of_calls_says_so_in_the_first_sentence(
+    books: Make, row: Make, intent: Make, noon: int
+) -> None:
+    for count, guess in ((2, True), (30, False)):
+        calls = [
+            (
+                intent(f"f{i}", tokens=i + 1),
+                Outcome("settled", "gpt-6-luna", Usage(input=2000 + i, output=4), 200_000, "v"),
+            )
+            for i in range(count)
+        ]
+        rows = [row(f"f{i}", source="frontier", tokens=i + 1) for i in range(count)]
+        headline = build([books(rows, calls, name=str(count))], hardware=[BOX], clock=lambda: noon / 1e6).headline
+        assert ("rough guess" in headline) == guess
 
 
 def test_an_unpriced_call_and_an_old_price_list_are_warned_about(

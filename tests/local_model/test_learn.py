@@ -92,6 +92,7 @@ def test_what_stands_in_the_config_stays_and_learning_again_changes_nothing_ther
     assert config.read_text() == after
     report = json.loads(again.stdout)
     assert report["config_block_added"] is False
+    assert report["columns"] == {"text": "text", "label": "label"}
     assert sum(row["held_out"] for row in report["labels"]) == 20
     assert 0 <= report["engines"][report["engine"]]["accuracy_low"] <= 1
 
@@ -140,6 +141,7 @@ def test_all_that_is_wrong_with_the_config_is_told(folder: Path) -> None:
         ("text,label\na,x\nhello, you,y\n", "line 3: not 2 fields"),
         ("id,a,b\n1,x,y\n", "--text-col and --label-col"),
         ('text,label\n"open,x\n', "not a CSV file"),
+        ("where is my card,arrival\nI lost it,lost\n", "line 1 looks like data"),
     ],
 )
 def test_bad_data_is_refused_with_its_line_and_exit_code_2(folder: Path, content: str, told: str) -> None:
@@ -148,6 +150,37 @@ def test_bad_data_is_refused_with_its_line_and_exit_code_2(folder: Path, content
     assert result.exit_code == 2
     assert told in " ".join(result.stderr.split())
     assert not (folder / "crossover.toml").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--config"])
+def test_a_place_that_can_not_be_written_is_told_before_the_work(
+    folder: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, exit code 2, and nothing was fitted."""
+    monkeypatch.setattr("local_model.learning.learn", lambda *_, **__: pytest.fail("fitted"))
+    result = invoke(option, str(folder / "own.csv" / "head"))
+    assert result.exit_code == 2
+    assert "own.csv is a file" in " ".join(result.stderr.split())
+    assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["own.csv"]
+
+
+def test_the_columns_that_were_taken_are_told_and_a_guess_is_a_warning(folder: Path) -> None:
+    """No name that anybody knows: by order."""
+    (folder / "own.csv").write_text(ROWS.replace("text,label", "what,which"))
+    result = invoke("--engine", "torch")
+    assert "texts from column 'what', labels from column 'which'" in result.output
+    assert "taken by order" in " ".join(result.output.split())
+    found = labelled.read(folder / "own.csv", "what", "which")
+    assert (found.text_column, found.label_column) == ("what", "which")
+    assert not [note for note in found.notes if "order" in note]
+
+
+def test_a_header_that_looks_like_data_is_one_if_it_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("customer message,team\na,x\nb,y\n")
+    assert labelled.read(file, "customer message", "team").texts == ["a", "b"]
+    with pytest.raises(labelled.BadData, match="text,label"):
+        labelled.read(file)
 
 
 def test_other_mistakes_are_usage_errors_too(folder: Path) -> None:

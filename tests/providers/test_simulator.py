@@ -19,7 +19,7 @@ from cost.prices import PriceTable
 from providers.fake import ScriptedProvider
 from providers.live_check import check
 from providers.simulator import Simulator, read_answers
-from providers.types import AuthFailed, Label, Provider, Question
+from providers.types import AuthFailed, Label, Provider, Question, RateLimited
 from router.cli.simulate import simulate_frontier
 
 On = Callable[..., Provider]
@@ -190,3 +190,9 @@ def test_a_live_check_says_what_answered_at_what_price(provider_on: On, kind: st
 def test_a_live_check_blames_the_key_for_a_401() -> None:
     (finding,) = asyncio.run(check(ScriptedProvider("p", "m", [AuthFailed("HTTP 401")]), PriceTable.load()))
     assert (finding.level, finding.what) == ("error", "key")
+
+
+def test_a_live_check_that_meets_a_rate_limit_warns() -> None:
+    """It is no fault of the key, and it passes."""
+    (finding,) = asyncio.run(check(ScriptedProvider("p", "m", [RateLimited("HTTP 429")]), PriceTable.load()))
+    assert (finding.level, finding.what) == ("warning", "provider")

@@ -262,7 +262,7 @@ def test_a_file_goes_through_a_service_and_through_a_pipe(
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["label"] for row in found] == ["lost_or_stolen_card", "change_pin", None]
     assert (found[0]["n"], found[2]["error"][:6]) == (1, "empty:")
-    assert done.stderr.startswith("3 rows: 1 errors, 0 degraded")
+    assert done.stderr.startswith("3 rows: 1 error, 0 degraded")
     service.stop()
     gone = subprocess.run(command("-f", "-", "--url", service.url), input=rows, capture_output=True, text=True)
     assert (gone.returncode, gone.stdout) == (1, "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +147,65 @@ def test_serve_model_is_checked_like_a_config_and_heeds_the_environment(tmp_path
     noted = crossover("serve", "--model", "owner/name", "--port", "0", CROSSOVER_LEDGER__PATH=str(path / "l.db"))
     assert "note: [tasks.name] owner/name is taken from the model hub as it is today" in noted.stderr
     assert str(path / "l.db") in noted.stderr
+
+
+def test_serve_refuses_options_that_contradict_each_other(tmp_path: Path, banking: str) -> None:
+    """A revision of nothing; a model, which needs no config, and a config."""
+    done = crossover("serve", "--revision", "abc")
+    assert (done.returncode, "--revision belongs to --model" in done.stderr) == (2, True)
+    (tmp_path / "crossover.toml").write_text(banking)
+    done = crossover("serve", "--model", "owner/name", "--config", str(tmp_path / "crossover.toml"))
+    assert (done.returncode, "one of --model and --config" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_impatience_ends_the_service_cleanly(serve: Callable[..., Any], banking: str, number: signal.Signals) -> None:
+    """Ctrl-C again and again until it is gone: exit 0, no traceback, Redis stopped, a ledger that adds up."""
+    service = serve(banking)
+    redis = service.redis
+    service.answer("I lost my card")
+    process = service.process
+    while process.poll() is None:
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.03)
+    assert process.returncode == 0, service.output
+    assert "Traceback" not in service.output
+    assert "CancelledError" not in service.output
+    assert not redis.is_running()
+    environment = {"CROSSOVER_STATE_DIR": str(service.state)}
+    assert not list((service.state / "run").iterdir())
+    assert crossover("ledger", "verify", "--config", str(service.config), **environment).returncode == 0
+
+
+def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:
+    """In one line, by file, before anything is loaded."""
+    from local_model import encoder
+
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((encoder.find().path / name).read_bytes())
+    whole = (encoder.find().path / "model.safetensors").read_bytes()
+    for size in (3, 1_000, len(whole) - 1):
+        (tmp_path / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(encoder.LoadError, match=r"model\.safetensors is damaged or cut short"):
+            encoder.find(str(tmp_path))
+
+
+def test_commands_to_copy_are_as_this_one_was_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its path, unless it is the one on PATH; with quotes where a shell wants them."""
+    from router.cli.options import this_command
+
+    script = tmp_path / "my bin" / "crossover"
+    script.parent.mkdir()
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert this_command() == f"'{script}'"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert this_command() == "crossover"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/router/__main__.py"])
+    assert this_command() == "crossover"
 
 
 def test_check_live_asks_each_provider_once(

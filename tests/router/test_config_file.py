@@ -166,6 +166,25 @@ def test_the_environment_overrides_the_file_and_is_named_when_it_is_wrong(tmp_pa
     assert problem.startswith("environment variable CROSSOVER_SERVER__PORT")
 
 
+def test_a_misspelt_variable_is_named(tmp_path: Path) -> None:
+    """A section that nobody knows is a problem; one underscore too few, which others may set too, a note."""
+    (problem,) = problems(tmp_path, GOOD, CROSSOVER_SEVER__PORT="80")
+    assert problem.startswith("environment variable CROSSOVER_SEVER__PORT (sever): unknown key; did you mean `server`")
+    notes = load(write(tmp_path, GOOD), {"CROSSOVER_SERVER_PORT": "80", "CROSSOVER_STATE_DIR": "x"}).notes
+    (note,) = [note for note in notes if "variable" in note]
+    assert "CROSSOVER_SERVER_PORT is not read; did you mean CROSSOVER_SERVER__PORT" in note
+
+
+def test_a_bad_choice_is_answered_with_the_good_ones(tmp_path: Path) -> None:
+    """And a pattern with what fits it, not with the expression."""
+    text = GOOD + 'over_length = "cut"\n[providers.x]\nkind = "antropic"\nmodel = "m"\n[cache]\nurl = "localhost"\n'
+    found = {problem.split(": ")[1]: problem for problem in problems(tmp_path, text)}
+    assert found["providers.x.kind"].endswith("is 'antropic'; permitted: anthropic, openai")
+    assert found["tasks.banking.over_length"].endswith("is 'cut'; permitted: escalate, truncate, reject")
+    assert "redis://localhost:6379/0" in found["cache.url"]
+    assert "regex" not in found["cache.url"]
+
+
 def test_the_environment_finds_a_name_whatever_its_case(tmp_path: Path) -> None:
     """[tasks.Banking] is not made a second time in lower case."""
     path = write(tmp_path, '[tasks.Banking]\nhead = "banking77"\n')
