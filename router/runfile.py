@@ -17,7 +17,7 @@ class RunFile(msgspec.Struct, frozen=True):
     pid: int
     started: float  # of the process: a pid may come again
     url: str
-    redis_url: str  # without a password
+    redis_url: str  # of the embedded one; another is in the config, perhaps with a password
     ledger: str
     config: str
     state_dir: str
@@ -43,6 +43,7 @@ def announce(url: str, redis_url: str, ledger: Path, config: Path) -> Iterator[N
     path = folder() / f"{pid}.json"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_suffix(".tmp")
+    draft.touch(mode=0o600)
     draft.write_bytes(msgspec.json.encode(note))
     draft.replace(path)
     try:

@@ -43,6 +43,8 @@ def connected(config: Path | None) -> Iterator[Target]:
     try:
         if url == "embedded":
             url = its.service.redis_url if its.service else EmbeddedRedis(its.state_dir, 64).url
+            if not url:
+                stop("the running service was given another Redis; set CROSSOVER_CACHE__URL here as it was there")
         secret = keys.load_secret(its.loaded.config.cache.secret, its.state_dir)
         with inspect.connected(url) as client:
             yield Target(client, secret, its.ledger)

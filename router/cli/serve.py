@@ -121,12 +121,10 @@ def run(loaded: Loaded) -> int:
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         server_log.setLevel(logging.WARNING)
-        redis_url = service.redis_url
+        embedded = service.redis_url if loaded.config.cache.url == "embedded" else ""
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(
-                    runfile.announce(url, _without_password(redis_url), service.ledger_path, loaded.path)
-                )
+                stack.enter_context(runfile.announce(url, embedded, service.ledger_path, loaded.path))
             except OSError as error:
                 click.echo(f"note: `crossover cache` and `report` won't find this service unaided: {error}", err=True)
             click.echo(f"listening on {url}", err=True)
@@ -163,7 +161,3 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         stop(f"can't listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another with --port")
     return listener
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

@@ -325,6 +325,21 @@ def test_a_cache_that_goes_away_while_it_is_read_is_one_line(tmp_path: Path, ban
     assert b"SCAN" in last[0]
 
 
+def test_a_password_of_redis_stands_in_no_file_and_no_log(
+    serve: Callable[..., Any], banking: str, tmp_path: Path
+) -> None:
+    """The run file names only an embedded Redis, and is its owner's alone."""
+    service = serve(f'{banking}[cache]\nurl = "unix://{tmp_path}/nobody.sock?password=CANARYpass"\n')
+    (note,) = (service.state / "run").glob("*.json")
+    assert note.stat().st_mode & 0o777 == 0o600
+    written = [path for path in service.state.rglob("*") if path.is_file()]
+    assert not [path for path in written if b"CANARYpass" in path.read_bytes()]
+    assert "CANARYpass" not in service.output
+    looked = crossover("cache", "ls", "--config", str(service.config), CROSSOVER_STATE_DIR=str(service.state))
+    assert looked.returncode == 2
+    assert "CANARYpass" not in looked.stdout + looked.stderr
+
+
 def test_purge_is_a_dry_run_unless_it_is_confirmed(serve: Callable[..., Any], banking: str) -> None:
     """Then the running service misses at once."""
     service = serve(banking)
