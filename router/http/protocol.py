@@ -37,13 +37,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._head_bytes = 0
-
     def data_received(self, data: bytes) -> None:
+        began_before = not self._head_is_complete
         super().data_received(data)
-        if not self._head_is_complete:
+        if began_before and not self._head_is_complete:  # else the packet held the end of the request before
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
                 self._refuse(ProblemError("head-too-large", f"a request's head may have {HEAD_BYTES} bytes"))
@@ -59,8 +56,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_is_complete = False
         self._head_bytes = 0
         self._stop_timer()
-        late = ProblemError("slow-head", f"a request's head must arrive within {HEAD_SECONDS:g} s")
-        self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self._refuse, late)
+        self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self._head_bytes == 0:  # a connection made ahead of need: there is nothing to answer
+            self._stop_timer()
+            self.transport.close()
+            return
+        self._refuse(ProblemError("slow-head", f"a request's head must arrive within {HEAD_SECONDS:g} s"))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
