@@ -231,8 +231,12 @@ class Batcher:
             return []
         if self._max_items == 1:
             return [self._queue.popleft()]
-        size = min(len(self._queue), WINDOW * self._max_items)
-        window = [job for job in (self._queue.popleft() for _ in range(size)) if self._wanted(job, now)]
+        window: list[_Job] = []
+        while self._queue and not window:  # a caller may leave at any moment: a window can turn out empty
+            size = min(len(self._queue), WINDOW * self._max_items)
+            window = [job for job in (self._queue.popleft() for _ in range(size)) if self._wanted(job, now)]
+        if not window:
+            return []
         chosen = pick([len(job.text.ids) for job in window], self._max_items, self._max_tokens)
         self._queue.extendleft(job for i, job in reversed(list(enumerate(window))) if i not in chosen)
         return [window[i] for i in chosen]

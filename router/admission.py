@@ -71,9 +71,9 @@ def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
 def check_host(headers: Mapping[bytes, bytes]) -> None:
     """Without keys, whoever reaches the socket is let in. A web page whose name was made to lead here (DNS rebinding)
     is kept out by that name."""
-    host = headers.get(b"host", b"localhost").decode("latin-1")
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if not is_loopback(name):
+    host = headers.get(b"host", b"").decode("latin-1") or "localhost"
+    name, colon, port = host.rpartition(":")
+    if not is_loopback(name if colon and (port.isdigit() or not port) else host):
         raise ProblemError(
             "unauthorized", "without configured keys only requests to localhost or 127.0.0.1 are answered"
         )

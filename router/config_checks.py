@@ -74,9 +74,11 @@ def notes(config: Config, path: Path) -> Iterator[str]:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return host == "localhost"
+        return host.lower().rstrip(".") == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def _task(here: Key, task: Task, written: Mapping[str, Any], path: Path) -> Iterator[Problem]:

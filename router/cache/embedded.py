@@ -89,14 +89,14 @@ class EmbeddedRedis:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if self._lock is None:
                 self._lock = self._try_lock()
+            if self._lock is None or (self.pid is not None and _alive(self.pid)):
+                return
+            self.pid = self._left_behind()
+            if self.pid is None:
+                self.pid = self._spawn().pid
+                (self._folder / "redis.pid").write_text(str(self.pid))
         except OSError as error:
-            raise EmbeddedRedisError(f"{self._folder}: {error.strerror}") from None
-        if self._lock is None or (self.pid is not None and _alive(self.pid)):
-            return
-        self.pid = self._left_behind()
-        if self.pid is None:
-            self.pid = self._spawn().pid
-            (self._folder / "redis.pid").write_text(str(self.pid))
+            raise EmbeddedRedisError(f"{error.filename or self._folder}: {error.strerror}") from None
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self._folder / "redis.log").open("wb") as log:

@@ -179,8 +179,9 @@ def resume(out: BinaryIO, name: Path, rows: Rows) -> tuple[int, Iterator[Row]]:
         end = len(first)
     for record in records:
         row = next(source, None)
-        if row is None or not record.startswith(rows.begin(row)):
-            raise other
+        begun = b"" if row is None else rows.begin(row)
+        if row is None or not record.startswith(begun) or record[len(begun) :].strip() in (b"", b"}"):
+            raise other  # another row, or the row without an answer
         end += len(record)
         done += 1
     out.seek(end)

@@ -75,6 +75,12 @@ class BoundedProtocol(HttpToolsProtocol):
         transport = cast("Any", self.transport)
         if transport.is_closing():
             return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # What is wrong came behind a request that is being answered: that answer is the connection's last.
+            self.pipeline.clear()
+            self.flow.pause_reading()
+            self.shutdown()
+            return
         problem = error.problem()
         body = msgspec.json.encode(problem)
         head = [

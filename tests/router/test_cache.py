@@ -15,7 +15,7 @@ import redis
 
 from router.cache import inspect, keys
 from router.cache.client import RedisCache, connect, within
-from router.cache.embedded import EmbeddedRedis
+from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.entry import Entry, encode
 from router.cache.types import Slot
 
@@ -255,6 +255,28 @@ def test_an_answer_that_is_already_here_is_taken_although_the_loop_was_late() ->
     assert asyncio.run(main()) == "ok"
 
 
+@pytest.mark.parametrize("reply", [b":1\r\n", b"*1\r\n$-1\r\n", b"*3\r\n:1\r\n:2\r\n:3\r\n", b"+OK\r\n"])
+def test_a_reply_of_the_wrong_shape_is_a_miss(tmp_path: Path, reply: bytes) -> None:
+    """Whatever stands at the other end of the socket: nobody waits for ever, nothing is raised."""
+
+    async def main() -> None:
+        async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                ours = b"MGET" in data or b"GET" in data
+                writer.write(reply if ours else b"+OK\r\n" * data.count(b"*"))
+            writer.close()
+
+        server = await asyncio.start_unix_server(lie, tmp_path / "liar.sock")
+        cache = RedisCache(connect(f"unix://{tmp_path}/liar.sock"), ttl_s=60, lookup_s=1.0, secret=SECRET)
+        async with asyncio.timeout(10):
+            assert await cache.lookup([SLOT]) == [None]
+            await cache.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())
+
+
 def test_what_takes_too_long_is_cut() -> None:
     """`within` raises TimeoutError and cancels."""
 
@@ -339,6 +361,13 @@ def test_when_the_owner_leaves_who_stays_starts_the_server_again(tmp_path: Path)
         with_cache(guest.url, scenario, revive=revive)
     finally:
         guest.stop()
+
+
+def test_a_folder_that_can_not_be_used_is_a_clear_error(tmp_path: Path) -> None:
+    """Named; the service then starts without its cache."""
+    (tmp_path / "redis" / "redis.log").mkdir(parents=True)
+    with pytest.raises(EmbeddedRedisError, match=r"redis\.log"):
+        EmbeddedRedis(tmp_path, 16).start()
 
 
 def test_a_miss_is_explained_by_the_part_that_changed(server: EmbeddedRedis, raw: redis.Redis) -> None:

@@ -276,3 +276,23 @@ def test_what_is_to_be_classified_is_given_once(arguments: tuple[str, ...], tmp_
     done = subprocess.run(command(*arguments), cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 2
     assert "Usage" in done.stderr
+
+
+def test_rows_without_an_answer_are_not_taken_for_answered(tmp_path: Path) -> None:
+    """A copy of the input is no begun output: it is left alone."""
+    import subprocess
+    import sys
+
+    rows = b'{"text":"a"}\n{"text":"b"}\n'
+    (tmp_path / "in.jsonl").write_bytes(rows)
+    (tmp_path / "out.jsonl").write_bytes(rows)
+    done = subprocess.run(
+        [sys.executable, "-m", "router", "classify", "-f", "in.jsonl", "-o", "out.jsonl"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == rows

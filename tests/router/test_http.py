@@ -37,7 +37,15 @@ def test_without_keys_only_requests_to_this_machine_by_name_are_answered(open_se
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
         assert open_service.classify("hello", headers={"host": host}).status_code == 401
         assert open_service.client.get("/report", headers={"host": host}).status_code == 401
-    for host in ("localhost", "localhost:8080", "127.0.0.1", "[::1]:8080"):
+    for host in (
+        "localhost",
+        "LOCALHOST:8080",
+        "localhost.",
+        "localhost:",
+        "127.0.0.1",
+        "[::1]:8080",
+        "[::ffff:127.0.0.1]",
+    ):
         assert open_service.classify("hello", headers={"host": host}).status_code == 200
 
 

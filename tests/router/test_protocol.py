@@ -18,6 +18,8 @@ HEAD = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
 async def app(scope: Any, receive: Any, send: Any) -> None:
     while scope["type"] == "http" and (await receive()).get("more_body"):
         pass
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.5)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -88,5 +90,20 @@ def test_large_bodies_and_pipelined_requests_are_no_large_heads() -> None:
         received = await exchange(port, big + HEAD, b"\r\n" + big + HEAD + b"connection: close\r\n\r\n")
         assert received.count(b"HTTP/1.1 200") == 4
         assert b" 431 " not in received
+
+    with_server(scenario)
+
+
+def test_what_is_wrong_behind_a_running_request_does_not_take_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer comes, then the connection closes: no 408, 431 or 400 in its place."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+    slow = HEAD.replace(b"GET /", b"GET /slow") + b"\r\n"
+
+    async def scenario(port: int) -> None:
+        for behind in (b"GET /x HT", b"x" * 10 + b"\r\n\r\n", HEAD + b"x-big: " + b"a" * 200_000):
+            received = await exchange(port, slow, behind)
+            assert received.startswith(b"HTTP/1.1 200"), (behind[:20], received)
+            assert received.endswith(b"ok")
+            assert received.count(b"HTTP/1.1") == 1
 
     with_server(scenario)
