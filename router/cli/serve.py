@@ -110,9 +110,8 @@ def run(loaded: Loaded) -> int:
         started = asyncio.create_task(_announce_when_open())
         try:
             await server.serve(sockets=[listener])
-            if (
-                server.force_exit
-            ):  # a second Ctrl-C: nobody is waited for, but the books and Redis are closed all the same
+            if server.force_exit:
+                # A second Ctrl-C: nobody is waited for, but the books and Redis are closed all the same.
                 await server.lifespan.shutdown()
         finally:
             started.cancel()

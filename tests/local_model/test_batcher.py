@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_model.batcher import Batcher
+from local_model.batcher import WINDOW, Batcher, _Job
 from local_model.engines import EngineDead
 from local_model.heads import Head
 from local_model.packing import pick
@@ -428,3 +428,28 @@ def test_every_forward_is_reported_with_its_size_and_tokens() -> None:
 
     serve(FakeEngine(), body, on_batch=lambda size, tokens, run_us: seen.append((size, tokens)))
     assert seen == [(1, 5)]
+
+
+def test_callers_who_leave_while_a_batch_forms_leave_no_empty_batch_behind() -> None:
+    """A future may be cancelled between two looks at it: the thread lives on, and takes whoever still waits."""
+
+    class Caller:
+        """Gone after so many looks."""
+
+        def __init__(self, patience: int) -> None:
+            self.patience = patience
+
+        def done(self) -> bool:
+            self.patience -= 1
+            return self.patience < 0
+
+    def job(patience: int) -> _Job:
+        return _Job(Text([1, 2], 2, False, None), Caller(patience), None, 0.0)  # type: ignore[arg-type]
+
+    batcher = Batcher(lambda _: [], max_items=2)
+    batcher._queue.append(job(1))
+    assert batcher._form() == []
+    window = [job(1), *(job(0) for _ in range(WINDOW * 2 - 1))]
+    stays = job(9)
+    batcher._queue.extend([*window, stays])
+    assert batcher._form() == [stays]
