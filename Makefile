@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help env demo serve test lint bench-local bench-frontier clean
+.PHONY: help env demo serve test lint bench-local bench-engines bench-frontier soak clean
 
 help:           ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -50,12 +50,27 @@ $(VENV)/.bench: $(STAMP)
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	@touch $@
 
+# Infinity needs transformers before 5 and numpy before 2. Where it can't be installed, the bench lists it as not run.
+INFINITY := .bench-venvs/infinity
+$(INFINITY)/.installed: constraints.txt
+	@test -d $(INFINITY) || $(PYTHON) -m venv $(INFINITY)
+	@{ $(INFINITY)/bin/pip install -q torch==$(TORCH)+cpu || $(INFINITY)/bin/pip install -q torch==$(TORCH); } 2>$(INFINITY)/pip.log \
+	  && $(INFINITY)/bin/pip install -q 'infinity-emb[server,torch]==0.0.78' 2>>$(INFINITY)/pip.log \
+	  || echo "infinity-emb could not be installed ($(INFINITY)/pip.log says why): it will be listed as not run"
+	@touch $@
+
 # CROSSOVER_BENCH_DATA=DIR names the folder with the data sets; what can't run without it is listed as such.
-bench-local: $(VENV)/.bench     ## fidelity of the int8 path, and the router beside the usual tutorial's server
-	$(BIN)/python bench/fidelity.py; first=$$?; $(BIN)/python bench/tutorial.py && exit $$first
+bench-local: $(VENV)/.bench $(INFINITY)/.installed  ## the local tier: int8's fidelity, served over offline, rivals, open-loop arrivals
+	@failed=0; for part in fidelity serving rivals arrivals; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
+
+bench-engines: $(VENV)/.bench   ## every engine tried in one table; the usual advice, measured
+	@failed=0; for part in engines article; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
+
+soak: $(VENV)/.bench            ## 30 minutes of random lengths: is memory flat?
+	$(BIN)/python bench/soak.py
 
 bench-frontier: $(VENV)/.bench  ## recorded GPT-4 answers replayed through the simulator
 	$(BIN)/python bench/recorded.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out crossover-demo
+	rm -rf $(VENV) .bench-venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out crossover-demo

@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -47,13 +49,39 @@ class Server(NamedTuple):
 
     def cpu_seconds(self) -> float:
         """User and system time that the process and its children have used."""
-        process = psutil.Process(self.pid)
         total = 0.0
-        for member in [process, *process.children(recursive=True)]:
+        for member in _family(self.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = member.cpu_times()
                 total += times.user + times.system
         return total
+
+    def resident_bytes(self) -> int:
+        """Memory of the process and its children; pages that they share count for each."""
+        total = 0
+        for member in _family(self.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += member.memory_info().rss
+        return total
+
+    def stop(self) -> None:
+        """Let it and its children stand still until `go_on`."""
+        for member in _family(self.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
+
+    def go_on(self) -> None:
+        for member in _family(self.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.resume()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def console() -> Console:
@@ -111,7 +139,7 @@ def finish(
 def machine() -> dict[str, Any]:
     """Hardware, versions, date and commit: what a kept result needs."""
     versions = {}
-    for package in ("torch", "onnxruntime", "transformers", "uvicorn", "litestar", "fastapi"):
+    for package in ("torch", "onnxruntime", "transformers", "uvicorn", "litestar", "fastapi", "litserve"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {
@@ -145,6 +173,8 @@ def _said_by(*command: str) -> str:
 @contextlib.contextmanager
 def child(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of ours, both outputs in `log`, ended with the block."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to end takes its children along
     # Settings of whoever runs the bench would change what is measured.
     inherited = {k: v for k, v in os.environ.items() if not (k.startswith("CROSSOVER_") and "__" in k)}
     with log.open("w") as output:
@@ -165,6 +195,8 @@ def child(command: Sequence[str], log: Path, **environment: str) -> Iterator[sub
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers that outlived their parent: the group is ours alone
 
 
 def wait_for(process: subprocess.Popen[bytes], log: Path, said: str, ready: str) -> Server:

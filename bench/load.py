@@ -1,16 +1,21 @@
 """A load generator on bare asyncio sockets: the same on every machine, and light enough to share the server's cores.
 
-Closed loop: each connection (kept alive) sends its next request when it has its answer. So latencies are what that many
-waiting callers see; they are not what a fixed arrival rate would see.
+Closed loop (`measure`, `burst`): each connection (kept alive) sends its next request when it has its answer. So
+latencies are what that many waiting callers see; they are not what a fixed arrival rate would see.
+
+Open loop (`arrive`): each request is sent at its own time, whatever became of those before it, and its latency counts
+from that time. A slow server meets a queue, as it would outside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -120,21 +125,24 @@ def send(
 async def _send(
     url: str, requests: Iterator[bytes], connections: int, seconds: float | None, patience: float
 ) -> list[Reply]:
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 80
+    host, port = _address(url)
     loop = asyncio.get_running_loop()
     until = math.inf if seconds is None else time.perf_counter() + seconds
     numbered = enumerate(requests)
     replies: list[Reply] = []
-    open_now: set[_Caller] = set()
+    open_now: set[_Connection] = set()
 
-    def take() -> tuple[int, bytes] | None:
-        return next(numbered, None) if time.perf_counter() < until else None
+    def free(connection: _Connection) -> None:
+        taken = next(numbered, None) if time.perf_counter() < until else None
+        if taken is None:
+            connection.close()
+        else:
+            connection.ask(*taken, time.perf_counter())
 
     async def caller() -> None:
         over = False
         while not over:  # a broken connection is opened again
-            _, protocol = await loop.create_connection(lambda: _Caller(take, replies.append), host, port)
+            _, protocol = await loop.create_connection(lambda: _Connection(free, replies.append), host, port)
             open_now.add(protocol)
             over = await protocol.over
             open_now.discard(protocol)
@@ -152,19 +160,120 @@ async def _send(
     return replies
 
 
-class _Caller(asyncio.Protocol):
-    """One connection: request, answer, request, … `over` tells whether there was nothing left to send."""
+def arrive(
+    url: str, requests: Iterable[bytes], times: Sequence[float], *, patience: float = 30.0
+) -> tuple[list[Reply], list[float]]:
+    """Send the i-th request `times[i]` seconds from now (rising), on as many connections as that takes.
 
-    def __init__(self, take: Callable[[], tuple[int, bytes] | None], deliver: Callable[[Reply], None]) -> None:
-        self._take, self._deliver = take, deliver
+    Gives the replies, with `started` the time a request was due; and, sorted, the seconds it was sent after that: what
+    this generator adds itself (its timers have steps of 1 ms). No reply `patience` seconds after the last: status 0.
+    """
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_arrive(url, requests, times, patience))
+
+
+async def _arrive(
+    url: str, requests: Iterable[bytes], times: Sequence[float], patience: float
+) -> tuple[list[Reply], list[float]]:
+    host, port = _address(url)
+    loop = asyncio.get_running_loop()
+    replies: list[Reply] = []
+    late: list[float] = []
+    open_now: set[_Connection] = set()
+    idle: list[_Connection] = []  # the last used is taken first, as clients' pools do
+    waiting: deque[tuple[int, bytes, float]] = deque()  # for the connection that is opened for each of them
+    opening: set[asyncio.Task[None]] = set()
+    complete = asyncio.Event()
+
+    def deliver(reply: Reply) -> None:
+        replies.append(reply)
+        if len(replies) == len(times):
+            complete.set()
+
+    def free(connection: _Connection) -> None:
+        if waiting:
+            send(connection, *waiting.popleft())
+        else:
+            idle.append(connection)
+
+    def send(connection: _Connection, number: int, data: bytes, due: float) -> None:
+        late.append(time.perf_counter() - due)
+        connection.ask(number, data, due)
+
+    async def connect() -> None:
+        try:
+            _, protocol = await loop.create_connection(lambda: _Connection(free, deliver), host, port)
+        except OSError:
+            if waiting:
+                number, _, due = waiting.popleft()
+                deliver(Reply(number, 0, b"", due, time.perf_counter()))
+            return
+        open_now.add(protocol)
+        await protocol.over
+        open_now.discard(protocol)
+        if protocol in idle:  # the server closed it
+            idle.remove(protocol)
+
+    begun = time.perf_counter()
+    for number, (data, offset) in enumerate(zip(requests, times, strict=False)):
+        due = begun + offset
+        await asyncio.sleep(0)  # for the answers, when this is behind
+        while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110 - it waits for a time
+            await asyncio.sleep(max(left, 0.001))  # uvloop rounds to milliseconds, down as well
+        while idle and idle[-1].over.done():
+            idle.pop()
+        if idle:
+            send(idle.pop(), number, data, due)
+        else:
+            waiting.append((number, data, due))
+            task = asyncio.create_task(connect())
+            opening.add(task)
+            task.add_done_callback(opening.discard)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(complete.wait(), patience)
+    for protocol in list(open_now):
+        protocol.give_up()
+    replies += [Reply(number, 0, b"", due, time.perf_counter()) for number, _, due in waiting]
+    for task in opening:
+        task.cancel()
+    await asyncio.gather(*opening, return_exceptions=True)
+    return replies, sorted(late)
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80
+
+
+class _Connection(asyncio.Protocol):
+    """A kept connection. It says when it is `free` for a request (open, or answered) and delivers replies; `over`: it
+    has ended, True if by `close`.
+    """
+
+    def __init__(self, free: Callable[[_Connection], None], deliver: Callable[[Reply], None]) -> None:
+        self._free, self._deliver = free, deliver
         self._buffer = b""
         self._number: int | None = None  # of the request in flight
         self._started = 0.0
         self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
+    def ask(self, number: int, data: bytes, started: float) -> None:
+        self._number, self._started = number, started
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self.over.set_result(True)
+        self._transport.close()
+
+    def give_up(self) -> None:
+        self._ended(0, b"")
+        self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._next()
+        self._free(self)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -179,26 +288,12 @@ class _Caller(asyncio.Protocol):
         if len(body) >= length:
             self._buffer = b""
             self._ended(status, body)
-            self._next()
+            self._free(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._ended(0, b"")
         if not self.over.done():
             self.over.set_result(False)
-
-    def give_up(self) -> None:
-        self._ended(0, b"")
-        self._transport.abort()
-
-    def _next(self) -> None:
-        taken = self._take()
-        if taken is None:
-            self.over.set_result(True)
-            self._transport.close()
-            return
-        self._number, data = taken
-        self._started = time.perf_counter()
-        self._transport.write(data)
 
     def _ended(self, status: int, body: bytes) -> None:
         if self._number is not None:

@@ -37,7 +37,7 @@ class MemoryLedger:
         self.broken = False
         self._clock = clock
 
-    async def record(self, rows: Sequence[InputRow]) -> None:
+    async def record(self, rows: Sequence[InputRow], *, patience_s: float | None = None) -> None:  # noqa: ARG002
         self._check()
         known = {(row.request_id, row.index) for row in self.rows}
         self.rows += [row for row in rows if (row.request_id, row.index) not in known]

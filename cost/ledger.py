@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,13 @@ class Ledger:
         ledger._writer.start()
         return ledger
 
-    async def record(self, rows: Sequence[InputRow]) -> None:
+    def record(self, rows: Sequence[InputRow], *, patience_s: float | None = None) -> asyncio.Future[None]:
         """Write the rows of answered inputs; a row already there (request, index) is left as it is.
 
-        Raises `LedgerUnwritable`; the caller then counts the rows as lost. Once called, a cancelled call writes them.
+        The future raises `LedgerUnwritable`, after `patience_s` at the latest; the caller then counts the rows as lost.
+        They are written even if nobody waits for it.
         """
-        if rows:
-            await self._submit(rows)
+        return self._submit(rows, patience_s)
 
     async def reserve(self, intent: Intent) -> int:
         """Set the upper bound of a paid call aside, durably; gives the attempt's id.
@@ -117,24 +118,28 @@ class Ledger:
                 self._reader.close()
                 self._watch.close()
 
-    async def _submit(self, work: Sequence[InputRow] | Intent | Settle | Machine) -> Any:
-        if self._closed:
-            raise LedgerUnwritable(f"the ledger {self.path} is closed")
-        if self.pending >= self._room:
-            raise LedgerUnwritable(f"the ledger {self.path} is too slow: {self._room} calls wait for it")
+    def _submit(
+        self, work: Sequence[InputRow] | Intent | Settle | Machine, patience_s: float | None = None
+    ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._writer.put(Job(work, future))
-        impatience = loop.call_later(self._patience_s, self._stop_waiting, future)
-        try:
-            return await future
-        finally:
-            impatience.cancel()
-            future.cancel()  # left in whatever way: an error that comes now is nobody's, and asyncio would log it
+        if self._closed:
+            impatience = None
+            future.set_exception(LedgerUnwritable(f"the ledger {self.path} is closed"))
+        elif self.pending >= self._room:
+            impatience = None
+            why = f"the ledger {self.path} is too slow: {self._room} calls wait for it"
+            future.set_exception(LedgerUnwritable(why))
+        else:
+            self._writer.put(Job(work, future))
+            seconds = self._patience_s if patience_s is None else min(patience_s, self._patience_s)
+            impatience = loop.call_later(seconds, self._stop_waiting, future, seconds)
+        future.add_done_callback(partial(_ended, impatience))
+        return future
 
-    def _stop_waiting(self, future: asyncio.Future[Any]) -> None:
+    def _stop_waiting(self, future: asyncio.Future[Any], seconds: float) -> None:
         if not future.done():
-            future.set_exception(LedgerUnwritable(f"the ledger {self.path} took over {self._patience_s:g} s to write"))
+            future.set_exception(LedgerUnwritable(f"the ledger {self.path} took over {seconds:.3g} s to write"))
 
     def _deliver(self, done: Results) -> None:
         for job, result in done:
@@ -148,3 +153,10 @@ class Ledger:
             elif isinstance(job.work, Intent) and isinstance(result, int):
                 # The caller left while we reserved: no call will be made, so the money is free again.
                 self._writer.put(Job(Settle(result, Outcome("unbilled", error="Abandoned")), None))
+
+
+def _ended(impatience: asyncio.TimerHandle | None, future: asyncio.Future[Any]) -> None:
+    if impatience is not None:
+        impatience.cancel()
+    if not future.cancelled():
+        future.exception()  # seen: of who has left, asyncio would log it

@@ -77,6 +77,7 @@ class Writer:
         self._pid, self._pid_started_ms = os.getpid(), started_ms(os.getpid()) or 0
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._in_hand = 0
+        self._pragmas: tuple[int, str] | None = None  # as they are set now
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self.writable = True  # whether the last transaction was committed
 
@@ -145,8 +146,12 @@ class Writer:
         db = self._db
         try:
             # While it can't be written, nobody should wait for that long.
-            db.execute(f"PRAGMA busy_timeout = {self._busy_ms if self.writable else min(20, self._busy_ms)}")
-            db.execute(f"PRAGMA synchronous = {synchronous}")
+            wanted = (self._busy_ms if self.writable else min(20, self._busy_ms), synchronous)
+            if wanted != self._pragmas:
+                self._pragmas = None
+                db.execute(f"PRAGMA busy_timeout = {wanted[0]}")
+                db.execute(f"PRAGMA synchronous = {wanted[1]}")
+                self._pragmas = wanted
             db.execute("BEGIN IMMEDIATE")
             done = self._write(jobs)
             db.execute("COMMIT")

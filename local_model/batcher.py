@@ -1,8 +1,7 @@
 """Takes texts from the event loop to the engine's threads and their answers back.
 
-Late binding: a batch is formed when a thread is free, out of what waits then. So a lone text never waits for company,
-and under load batches fill by themselves. Texts of like length ride together, starting at the oldest, so that little
-padding is computed and nobody starves.
+Late binding: a batch is formed when a thread is free, out of what waits then (`local_model.scheduling` says which). So
+a lone text never waits for company, and under load batches fill by themselves.
 """
 
 from __future__ import annotations
@@ -16,20 +15,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from local_model.engines import EngineDead
-from local_model.packing import pick
+from local_model.scheduling import SMOOTHING, Job, Scheduler
 from local_model.scoring import Scored, Text
 from local_model.types import EngineFailed, Expired, ModelError, Prediction, QueueFull
 
 log = logging.getLogger(__name__)
 
-WINDOW = 8  # batches: how far back a batch looks for texts of its length
-SMOOTHING = 0.05  # weight of a new batch in the measured time per text
 SWEEP_S = 0.01  # the queue is searched for gone and late callers at most that often: a refusal costs nothing
 STALLED_S = 30.0  # a forward that takes longer is not coming back
-
 
 #: Computes a batch, in order; a ModelError in a text's place fails that text alone.
 Run = Callable[[Sequence[Text]], Sequence[Scored | ModelError]]
@@ -37,49 +32,42 @@ Run = Callable[[Sequence[Text]], Sequence[Scored | ModelError]]
 OnBatch = Callable[[int, int, int], None]
 
 
-class _Job(NamedTuple):
-    text: Text
-    future: asyncio.Future[Prediction]
-    deadline: float | None  # by the batcher's clock
-    admitted: float
-
-
 class Batcher:
-    """`start`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of its own."""
+    """`start`, `admit`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of its own.
+
+    `claim`: how many batches a thread takes at once while many wait; their answers are delivered together.
+    """
 
     def __init__(
         self,
         run: Run,
+        scheduler: Scheduler,
         *,
         threads: int = 1,
-        max_items: int = 1,
-        max_tokens: int = 2_048,
-        queue_items: int = 256,
+        claim: int = 1,
         on_batch: OnBatch | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
+        self._scheduler = scheduler
         self._threads = threads
-        self._max_items = max_items
-        self._max_tokens = max_tokens
-        self._queue_items = queue_items
+        self._claim = claim
         self.on_batch = on_batch
         self.on_death = on_death  # called on the loop
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake = threading.Condition()
-        self._queue: deque[_Job] = deque()
-        self._done: deque[tuple[_Job, Prediction | BaseException]] = deque()
+        self._wake = threading.Condition(threading.Lock())  # guards the scheduler too
+        self._done: deque[tuple[Job, Prediction | BaseException]] = deque()
         self._delivering = False  # a wake-up of the loop is on its way
         self._closing = False
         self._death: BaseException | None = None
         self._workers: list[threading.Thread] = []
-        self._running: dict[int, tuple[float, list[_Job]]] = {}  # thread -> since when, what
+        self._running: dict[int, tuple[float, list[Job]]] = {}  # thread -> since when, what
         self._seconds_per_text = 0.002
         self._swept = -math.inf  # by the batcher's clock
         self._alarm: asyncio.TimerHandle | None = None  # at the earliest deadline that waits, or earlier
-        self._counts = {"batches": 0, "texts": 0, "expired": 0, "cancelled": 0, "failed": 0}
+        self._counts = {"batches": 0, "texts": 0, "expired": 0, "failed": 0, "out_of_memory": 0}
 
     # --- on the event loop
 
@@ -91,20 +79,35 @@ class Batcher:
             self._workers.append(worker)
             worker.start()
 
-    def room(self, texts: int) -> None:
-        """Raises QueueFull if `texts` more do not fit. More than the whole queue holds fit an empty one."""
-        if self._fits(texts):
-            return
-        now = self._clock()
-        if now - self._swept >= SWEEP_S:
-            self._sweep(now)
-        if not self._fits(texts):
-            raise QueueFull(max(0.1, len(self._queue) / self.rate))
+    def admit(self, tenant: str, tokens: int) -> None:
+        """Promise a place to about `tokens` of `tenant`, before the work of tokenizing. Raises QueueFull."""
+        with self._wake:
+            try:
+                self._scheduler.admit(tenant, tokens)
+            except QueueFull:
+                now = self._clock()
+                if now - self._swept < SWEEP_S:
+                    raise
+                self._sweep(now)
+                self._scheduler.admit(tenant, tokens)
 
-    def submit(self, texts: Sequence[Text], *, deadline: float | None = None) -> list[asyncio.Future[Prediction]]:
-        """Admit `texts`, for which there is `room` (ask in the same turn of the loop, before the work of tokenizing).
+    def release(self, tenant: str, tokens: int) -> None:
+        """Take back a promise: its texts will not come."""
+        with self._wake:
+            self._scheduler.release(tenant, tokens)
 
-        A future each, in order. `deadline` is in the loop's time: who still waits then is told at once.
+    def submit(
+        self,
+        texts: Sequence[tuple[Text, asyncio.Future[Prediction]]],
+        *,
+        tenant: str = "",
+        bulk: bool = False,
+        deadline: float | None = None,
+        promised: int = 0,
+    ) -> None:
+        """Queue `texts`, to which `promised` tokens were promised; each one's future gets its answer.
+
+        `deadline` is in the loop's time: who still waits then is told at once.
         """
         if self._loop is None:
             raise RuntimeError("the batcher was not started")
@@ -112,25 +115,20 @@ class Batcher:
         if deadline is not None:
             self._set_alarm(deadline)
             deadline = now + (deadline - self._loop.time())
-        jobs = [_Job(text, self._loop.create_future(), deadline, now) for text in texts]
         with self._wake:
+            self._scheduler.release(tenant, promised)
             if self._death is None and not self._closing:
-                self._queue.extend(jobs)
-                self._wake.notify(len(jobs))
-                return [job.future for job in jobs]
-        for job in jobs:
-            job.future.set_exception(EngineFailed("the local model is not running"))
-        return [job.future for job in jobs]
-
-    def _fits(self, texts: int) -> bool:
-        waiting = len(self._queue)
-        return not waiting or waiting + texts <= self._queue_items
+                self._scheduler.add([Job(text, future, tenant, bulk, deadline, now) for text, future in texts])
+                self._wake.notify(len(texts))
+                return
+        for _, future in texts:
+            if not future.done():
+                future.set_exception(EngineFailed("the local model is not running"))
 
     def _sweep(self, now: float) -> None:
-        """Take those out of the queue who do not wait any more."""
-        with self._wake:
-            self._queue = deque(job for job in self._queue if self._wanted(job, now))
-            self._schedule_delivery()
+        """Take those out of the queue who do not wait any more, and tell them. Holds the lock."""
+        self._scheduler.sweep(now)
+        self._tell_expired()
         self._swept = now
 
     def _set_alarm(self, when: float) -> None:
@@ -146,11 +144,11 @@ class Batcher:
         assert self._loop is not None
         self._alarm = None
         now = self._clock()
-        self._sweep(now)
         with self._wake:
-            waiting = [job.deadline for job in self._queue if job.deadline is not None]
-        if waiting:
-            self._set_alarm(self._loop.time() + max(SWEEP_S, min(waiting) - now))
+            self._sweep(now)
+            waiting = self._scheduler.next_deadline()
+        if waiting is not None:
+            self._set_alarm(self._loop.time() + max(SWEEP_S, waiting - now))
 
     def close(self, timeout: float = 10.0) -> None:
         """Finish what was admitted, for at most `timeout` seconds, and stop the threads. Blocks."""
@@ -161,9 +159,7 @@ class Batcher:
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
         with self._wake:
-            left = [*self._queue, *(job for _, jobs in self._running.values() for job in jobs)]
-            self._queue.clear()
-            self._finish([(job, EngineFailed("the local model was stopped")) for job in left])
+            self._fail_all(EngineFailed("the local model was stopped"))
 
     @property
     def healthy(self) -> bool:
@@ -177,14 +173,24 @@ class Batcher:
         """Texts a second, measured over the last batches, all threads together."""
         return self._threads / self._seconds_per_text
 
-    def observe(self, texts: int, seconds: float) -> None:
-        """Set the rate from a forward made outside (the warm-up)."""
+    def observe(self, texts: int, tokens: int, seconds: float) -> None:
+        """Set the rates from full forwards made outside (the warm-up)."""
         self._seconds_per_text = max(seconds, 1e-6) / texts
+        self._scheduler.seconds_per_token = max(seconds, 1e-6) / tokens / self._threads
 
     def stats(self) -> dict[str, int]:
-        """Texts waiting and running now; batches, texts, expired, cancelled and failed since the start."""
-        running = sum(len(jobs) for _, jobs in list(self._running.values()))
-        return {"waiting": len(self._queue), "running": running, **self._counts}
+        """Texts and tokens waiting, texts running now; batches, texts, expired, cancelled, failed, out_of_memory since
+        the start; the budget of tokens a batch has now, and how many tokens may wait."""
+        scheduler = self._scheduler
+        return {
+            "waiting": len(scheduler),
+            "waiting_tokens": scheduler.waiting_tokens,
+            "running": sum(len(jobs) for _, jobs in list(self._running.values())),
+            **self._counts,
+            "cancelled": scheduler.cancelled,
+            "batch_tokens": scheduler.budget,
+            "queue_tokens": int(scheduler.most_waiting),
+        }
 
     def _deliver(self) -> None:
         self._delivering = False  # before the queue is emptied: what is added from now on wakes the loop again
@@ -202,58 +208,48 @@ class Batcher:
     def _work(self) -> None:
         me = threading.get_ident()
         try:
-            while batch := self._take(me):
-                self._compute(batch, self._running[me][0])
+            while batches := self._take(me):
+                answers: list[tuple[Job, Prediction | BaseException]] = []
+                for batch in batches:
+                    answers += self._compute(batch, self._clock())
                 del self._running[me]
+                self._finish(answers)
         except BaseException as error:  # noqa: BLE001 - whatever it was, callers must not wait for ever
             self._die(error)
 
-    def _take(self, me: int) -> list[_Job]:
-        """Wait for work and claim a batch; [] when it is time to stop."""
+    def _take(self, me: int) -> list[list[Job]]:
+        """Wait for work and claim it; [] when it is time to stop."""
+        scheduler = self._scheduler
+        enough = self._threads * self._claim * scheduler.max_items
         with self._wake:
-            while True:
-                if self._death is not None:
-                    return []
-                batch = self._form()
-                if batch:
-                    self._running[me] = (self._clock(), batch)
-                    return batch
+            while self._death is None:
+                now = self._clock()
+                batches: list[list[Job]] = []
+                # Another one only while every thread could fill as many: else it is bound too early, and others idle.
+                while not batches or (len(batches) < self._claim and len(scheduler) > enough):
+                    if not (batch := scheduler.form(now, closing=self._closing)):
+                        break
+                    batches.append(batch)
+                self._tell_expired()
+                if batches:
+                    self._running[me] = (now, [job for batch in batches for job in batch])
+                    return batches
                 if self._closing:
                     return []
-                self._wake.wait()
+                due = scheduler.due()
+                self._wake.wait(None if due is None else max(0.0, due - now))
+        return []
 
-    def _form(self) -> list[_Job]:
-        now = self._clock()
-        while self._queue and not self._wanted(self._queue[0], now):
-            self._queue.popleft()
-        self._schedule_delivery()
-        if not self._queue:
-            return []
-        if self._max_items == 1:
-            return [self._queue.popleft()]
-        window: list[_Job] = []
-        while self._queue and not window:  # a caller may leave at any moment: a window can turn out empty
-            size = min(len(self._queue), WINDOW * self._max_items)
-            window = [job for job in (self._queue.popleft() for _ in range(size)) if self._wanted(job, now)]
-        if not window:
-            return []
-        chosen = pick([len(job.text.ids) for job in window], self._max_items, self._max_tokens)
-        self._queue.extendleft(job for i, job in reversed(list(enumerate(window))) if i not in chosen)
-        return [window[i] for i in chosen]
+    def _tell_expired(self) -> None:
+        """Holds the lock."""
+        late = self._scheduler.expired
+        if late:
+            self._counts["expired"] += len(late)
+            self._finish([(job, Expired("the deadline passed before the forward began")) for job in late])
+            late.clear()
 
-    def _wanted(self, job: _Job, now: float) -> bool:
-        """Gone callers are dropped, late ones told, before anything is computed for them."""
-        if job.future.done():
-            self._counts["cancelled"] += 1
-            return False
-        if job.deadline is not None and now >= job.deadline:
-            self._counts["expired"] += 1
-            self._done.append((job, Expired("the deadline passed before the forward began")))
-            return False
-        return True
-
-    def _compute(self, batch: list[_Job], started: float) -> None:
-        results = self._isolate([job.text for job in batch])
+    def _compute(self, batch: list[Job], started: float) -> list[tuple[Job, Prediction | BaseException]]:
+        results = self._isolate(batch)
         if len(results) != len(batch):  # whose answer is whose can't be known
             raise EngineDead(f"the engine gave {len(results)} answers for {len(batch)} texts")
         seconds = max(self._clock() - started, 0.0)
@@ -262,46 +258,47 @@ class Batcher:
         self._counts["batches"] += 1
         self._counts["texts"] += len(batch)
         self._seconds_per_text += SMOOTHING * (max(seconds, 1e-6) / len(batch) - self._seconds_per_text)
-        answers: list[tuple[_Job, Prediction | BaseException]] = []
+        self._scheduler.computed(batch, seconds, self._threads)
+        answers: list[tuple[Job, Prediction | BaseException]] = []
         for job, result in zip(batch, results, strict=True):
             if isinstance(result, ModelError):
                 self._counts["failed"] += 1
                 answers.append((job, result))
                 continue
-            queue_us = int((started - job.admitted) * 1e6)
-            text = job.text
-            answers.append(
-                (
-                    job,
-                    Prediction(
-                        probabilities=result.probabilities,
-                        embedding=result.embedding,
-                        top=result.top,
-                        tokens=text.tokens,
-                        truncated=text.truncated,
-                        queue_us=queue_us,
-                        run_us=share,
-                    ),
-                )
+            queue_us, text = int((started - job.admitted) * 1e6), job.text
+            prediction = Prediction(
+                probabilities=result.probabilities,
+                embedding=result.embedding,
+                top=result.top,
+                tokens=text.tokens,
+                truncated=text.truncated,
+                queue_us=queue_us,
+                run_us=share,
             )
-        self._finish(answers)
+            answers.append((job, prediction))
         if self.on_batch is not None:
-            self.on_batch(len(batch), sum(len(job.text.ids) for job in batch), run_us)
+            self.on_batch(len(batch), sum(job.tokens for job in batch), run_us)
+        return answers
 
-    def _isolate(self, texts: list[Text]) -> list[Scored | ModelError]:
+    def _isolate(self, batch: list[Job]) -> list[Scored | ModelError]:
         """Run the batch; if it raises, halve it until only the text at fault fails (or what is too big fits)."""
         try:
-            return list(self._run(texts))
+            return list(self._run([job.text for job in batch]))
         except EngineDead:
             raise
+        except MemoryError:
+            failed = EngineFailed("the text does not fit the device's memory")
+            self._counts["out_of_memory"] += 1
+            self._scheduler.out_of_memory(len(batch) * max(job.tokens for job in batch))
+            log.warning("a forward of %d text(s) ran out of memory", len(batch))
         except Exception as error:  # noqa: BLE001 - engines raise what their runtime raises
             # The runtime's message may quote its input: only the type is told.
             failed = EngineFailed(f"the forward raised {type(error).__name__}")
-            log.warning("a forward of %d text(s) raised %s", len(texts), type(error).__name__)
-        if len(texts) == 1:
+            log.warning("a forward of %d text(s) raised %s", len(batch), type(error).__name__)
+        if len(batch) == 1:
             return [failed]
-        middle = len(texts) // 2
-        return self._isolate(texts[:middle]) + self._isolate(texts[middle:])
+        middle = len(batch) // 2
+        return self._isolate(batch[:middle]) + self._isolate(batch[middle:])
 
     def _die(self, error: BaseException) -> None:
         # Where it died, without the message: that may quote a text.
@@ -309,20 +306,20 @@ class Batcher:
         log.critical("an engine thread died of %s\n%s", type(error).__name__, trace)
         with self._wake:
             first, self._death = self._death is None, self._death or error
-            left = [*self._queue, *(job for _, jobs in self._running.values() for job in jobs)]
-            self._queue.clear()
             self._wake.notify_all()
-            self._finish([(job, EngineFailed("the engine thread is dead")) for job in left])
+            self._fail_all(EngineFailed("the engine thread is dead"))
         if first and self.on_death is not None and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self.on_death, error)
 
-    def _finish(self, answers: Sequence[tuple[_Job, Prediction | BaseException]]) -> None:
-        self._done.extend(answers)
-        self._schedule_delivery()
+    def _fail_all(self, error: EngineFailed) -> None:
+        """All that wait or run. Holds the lock."""
+        running = [job for _, jobs in self._running.values() for job in jobs]
+        self._finish([(job, error) for job in [*self._scheduler.empty(), *running]])
 
-    def _schedule_delivery(self) -> None:
+    def _finish(self, answers: Sequence[tuple[Job, Prediction | BaseException]]) -> None:
         """Wake the loop once for all answers that wait: each wake-up is a system call and a turn of the loop."""
+        self._done.extend(answers)
         if self._delivering or not self._done or self._loop is None:
             return
         self._delivering = True

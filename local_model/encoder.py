@@ -209,9 +209,15 @@ def _labels(path: Path, config: dict[str, Any]) -> tuple[tuple[str, ...] | None,
         raise LoadError(f"{path / 'config.json'}: id2label does not name the outputs 0 to n-1") from None
     if len(set(labels)) != len(labels):
         raise LoadError(f"{path / 'config.json'}: id2label names a label twice")
-    if len(labels) < 2 or config.get("problem_type") == "regression":
-        raise LoadError(f"{path / 'config.json'}: a regression model, or one with a single output, has no labels")
-    return labels, config.get("problem_type") == "multi_label_classification"
+    problem = config.get("problem_type")
+    if problem == "regression":
+        raise LoadError(f"{path / 'config.json'}: a regression model has no labels")
+    if len(labels) == 1 and problem != "multi_label_classification":
+        raise LoadError(
+            f"{path / 'config.json'}: a single output is taken for the score of a regressor or reranker, not for a "
+            'label; where it is one, yes or no by a sigmoid, let it say "problem_type": "multi_label_classification"'
+        )
+    return labels, problem == "multi_label_classification"
 
 
 def _lengths(path: Path, config: dict[str, Any]) -> tuple[int, int]:

@@ -6,23 +6,38 @@ that imports its runtime when the engine is opened.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from local_model.encoder import Encoder
+from local_model.gate import Quality, choose, measure
 from local_model.types import LoadError, ModelError
 
 log = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "onnx", "torch"]
 #: What an engine computes with. A head and its temperature are fitted per kind.
-Kind = Literal["onnx-int8", "torch-fp32", "torch-bf16"]
+Kind = Literal["onnx-int8", "torch-fp32", "torch-bf16", "torch-int8", "torch-fp8"]
+#: What torch computes with. "auto": fp32 on a CPU, bf16 on CUDA.
+Precision = Literal["auto", "fp32", "bf16", "int8", "fp8"]
+PRECISIONS: dict[Kind, Precision] = {
+    "torch-fp32": "fp32",
+    "torch-bf16": "bf16",
+    "torch-int8": "int8",
+    "torch-fp8": "fp8",
+}
+#: Below this width a GPU's 8-bit products win nothing over bf16, and compiling them takes minutes: "auto" does not try.
+EIGHT_BIT_FROM = 1024
 
 
 class Output(NamedTuple):
@@ -34,6 +49,10 @@ class Output(NamedTuple):
 
 class EngineDead(ModelError):
     """The device is gone for good (a sticky CUDA error): only a new process helps."""
+
+
+class ExportFailed(LoadError):
+    """The model has no ONNX form, or onnxruntime could not quantize or load it: torch serves it."""
 
 
 class Engine(Protocol):
@@ -54,11 +73,23 @@ class Engine(Protocol):
         """Precision, parameters, bytes, device memory: what `/v1/status` shows."""
         ...
 
+    def close(self) -> None:
+        """Give the device's memory back. Nothing may be computed after it."""
+        ...
+
 
 class Opened(NamedTuple):
     engine: Engine
     why: str
     notes: tuple[str, ...]
+
+
+class Made(NamedTuple):
+    """An engine just opened. `quality`: against fp32, if what was built tells it."""
+
+    engine: Engine
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_engine(
@@ -67,41 +98,172 @@ def open_engine(
     name: EngineName = "auto",
     device: str = "auto",
     threads: int = 0,
+    precision: Precision = "auto",
     cache_dir: Path,
     progress: Callable[[str], None] | None = None,
+    heads: Sequence[Path] = (),
 ) -> Opened:
     """Build or load the engine for `encoder`; blocks, for seconds on first use. `threads` 0: all cores.
 
-    "auto" is onnx int8 on a CPU and torch on CUDA. An export that fails falls back to torch, with a warning and a note.
+    "auto" is the fastest engine that passes the quality gate (local_model.gate) and that every head in `heads`, the
+    folders of the tasks on this encoder, was fitted on. An engine or precision that is named is taken, with a warning
+    if it fails. An export that fails falls back to torch, with a warning and a note. Raises LoadError.
     """
     say = progress or (lambda _message: None)
     threads = threads or cores()
     cuda = device == "cuda" or device.startswith("cuda:") or (device == "auto" and name != "onnx" and has_cuda())
+    where = device if device != "auto" else "cuda" if cuda else "cpu"
+
+    def make(kind: Kind) -> Made:
+        if kind == "onnx-int8":
+            from local_model.onnx_engine import OnnxEngine
+
+            engine = OnnxEngine(encoder, threads=threads, cache_dir=cache_dir, progress=say)
+            return Made(engine, engine.quality, engine.notes)
+        from local_model.torch_engine import TorchEngine
+
+        say(f"loading {encoder.source} into torch on {where}")
+        return Made(TorchEngine(encoder, device=where, threads=threads, precision=PRECISIONS[kind]))
+
+    possible = order = candidates(name, cuda=cuda, precision=precision, hidden=encoder.hidden)
+    known: dict[Kind, list[Quality]] = {}
+    if heads:
+        from local_model.heads import qualities
+
+        known = qualities(heads, order)
+        order = tuple(known) or order  # none: loading a head says what is missing
+    without = [kind for kind in possible if kind not in order]
+    if cuda and encoder.labels is not None and len(order) > 1:
+        for kind, quality in measured(encoder, order, make, cache_dir, _device_name(where)).items():
+            known.setdefault(kind, []).append(quality)
+    if cuda:  # 8 bits nobody measured serve only who names them
+        order = tuple(kind for kind in order if known.get(kind) or kind == order[-1])
+    named = name != "auto" or precision != "auto"
+    reason = "asked for by the config" if named else "a CUDA device is there" if cuda else "no CUDA device"
+    if without:
+        reason += f", no head for {', '.join(without)}"
+    return choose_and_open(encoder, order, known, make, reason)
+
+
+def candidates(name: EngineName, *, cuda: bool, precision: Precision, hidden: int) -> tuple[Kind, ...]:
+    """What may serve, usually the fastest first; the last is the one that loses nothing. Raises LoadError."""
     if name == "onnx" and cuda:
         raise LoadError('engine = "onnx" serves the CPU here; use engine = "torch" (or "auto") with device = "cuda"')
-    if name == "torch" or cuda:
-        why = "asked for by the config" if name == "torch" else "a CUDA device is there"
-        return Opened(
-            _torch(encoder, device if device != "auto" else ("cuda" if cuda else "cpu"), threads, say), why, ()
-        )
+    if name == "onnx" and precision not in ("auto", "int8"):
+        raise LoadError(f'engine = "onnx" computes in int8, not {precision}: use engine = "torch"')
+    if name == "onnx" or (name == "auto" and not cuda and precision == "int8"):
+        return ("onnx-int8",)
+    if precision != "auto":
+        return (next(kind for kind, each in PRECISIONS.items() if each == precision),)
+    if cuda:
+        return ("torch-fp8", "torch-int8", "torch-bf16") if hidden >= EIGHT_BIT_FROM else ("torch-bf16",)
+    return ("torch-fp32",) if name == "torch" else ("onnx-int8", "torch-fp32")
 
-    from local_model.onnx_engine import ExportFailed, OnnxEngine
+
+def choose_and_open(
+    encoder: Encoder,
+    order: Sequence[Kind],
+    known: Mapping[Kind, Sequence[Quality]],
+    make: Callable[[Kind], Made],
+    reason: str,
+) -> Opened:
+    """Open the gate's choice; where the figures come with what was built, choose again with them."""
+    notes: list[str] = []
+    figures = {kind: list(each) for kind, each in known.items()}
+    judged: set[Kind] = set()
+    while True:
+        kind = choose(order, figures).kind
+        try:
+            made = make(kind)
+        except ExportFailed as error:
+            note = f"{encoder.source} can't be exported to ONNX ({error}); served by torch on the CPU, which is slower"
+            log.warning("%s", note)
+            notes.append(note)
+            order, reason = [each for each in order if each != kind] or ["torch-fp32"], "the ONNX export failed"
+            continue
+        if made.quality is not None and kind not in judged:
+            judged.add(kind)
+            figures.setdefault(kind, []).append(made.quality)
+            if choose(order, figures).kind != kind:
+                made.engine.close()
+                continue
+        break
+    choice = choose(order, figures)
+    for each, failure in choice.failed.items():
+        log.warning("%s: %s", encoder.source, failure)
+        if each == kind:
+            notes.append(f"{encoder.source}: {failure}")
+    return Opened(made.engine, f"{reason}: {choice.why}", (*notes, *made.notes))
+
+
+def measured(
+    encoder: Encoder, kinds: Sequence[Kind], make: Callable[[Kind], Made], cache_dir: Path, device_name: str
+) -> dict[Kind, Quality]:
+    """A sequence classifier's figures on this device, against fp32 on it, by the probe texts. Kept in `cache_dir`
+    until the libraries change.
+
+    Each engine is opened, timed and closed, one at a time. One that can't be opened (LoadError) is left out.
+    """
+    from local_model import probes, tokenize
+    from local_model.heads import model_head
+
+    where = re.sub(r"[^A-Za-z0-9.]+", "-", f"{device_name} torch {_version('torch')} torchao {_version('torchao')}")
+    file = cache_dir / "gate" / f"{encoder.digest[:16]}-{encoder.max_tokens}-{where}.json"
+    kept: dict[Kind, Quality | None] = {}  # None: it can't be opened here
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        kept = msgspec.json.decode(file.read_bytes(), type=dict[Kind, Quality | None])
+    missing = [kind for kind in kinds if kind not in kept]
+    if not missing:
+        return {kind: quality for kind in kinds if (quality := kept[kind]) is not None}
+    rows = probes.token_ids(tokenize.load(encoder, cache_dir))
+    head = model_head(encoder)
+
+    def ask(kind: Kind) -> tuple[NDArray[np.float32], float]:
+        engine = make(kind).engine
+        try:
+            return head.probabilities(probes.run(engine, rows)), probes.rate(engine, rows)
+        finally:
+            engine.close()
 
     try:
-        engine = OnnxEngine(encoder, threads=threads, cache_dir=cache_dir, progress=say)
-    except ExportFailed as error:
-        note = f"{encoder.source} can't be exported to ONNX ({error}); served by torch on the CPU, which is slower"
-        log.warning("%s", note)
-        return Opened(_torch(encoder, "cpu", threads, say), "the ONNX export failed", (note,))
-    why = "asked for by the config" if name == "onnx" else "no CUDA device: int8 on the CPU, one text per forward"
-    return Opened(engine, why, engine.notes)
+        fp32, _ = ask("torch-fp32")
+    except (LoadError, MemoryError) as error:
+        log.warning(
+            "%s does not run in fp32 on %s, so its precisions are not compared: %s", encoder.source, device_name, error
+        )
+        return {}
+    for kind in missing:
+        try:
+            mine, speed = ask(kind)
+        except (LoadError, MemoryError) as error:
+            log.info("%s is no candidate for %s: %s", kind, encoder.source, error)
+            kept[kind] = None
+        else:
+            kept[kind] = measure(mine, fp32, texts_per_second=speed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+    part.replace(file)
+    return {kind: quality for kind in kinds if (quality := kept[kind]) is not None}
 
 
-def _torch(encoder: Encoder, device: str, threads: int, say: Callable[[str], None]) -> Engine:
-    from local_model.torch_engine import TorchEngine
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"
 
-    say(f"loading {encoder.source} into torch on {device}")
-    return TorchEngine(encoder, device=device, threads=threads)
+
+def _device_name(device: str) -> str:
+    """As the driver has it: torch need not be started to know what was measured before."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        index = int(device.partition(":")[2] or 0)
+        return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index)))
+    except (pynvml.NVMLError, ValueError):
+        return device
 
 
 def has_cuda() -> bool:

@@ -55,7 +55,13 @@ class KeywordClassifier:
         )
 
     def submit(
-        self, task: str, texts: Sequence[str], *, truncate: bool, deadline: float | None
+        self,
+        task: str,
+        texts: Sequence[str],
+        *,
+        truncate: bool,
+        deadline: float | None,
+        tenant: str = "",  # noqa: ARG002
     ) -> list[asyncio.Future[Prediction]]:
         """See `Classifier.submit`."""
         loop = asyncio.get_running_loop()
@@ -73,6 +79,10 @@ class KeywordClassifier:
                 loop.call_soon(self._answer, future, task, text, truncate, deadline)
         return futures
 
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
     def status(self) -> dict[str, Any]:
         return {
             **self.stats(),
@@ -87,12 +97,16 @@ class KeywordClassifier:
         seen = len(self.seen)
         return {
             "waiting": waiting,
+            "waiting_tokens": waiting,
             "running": 0,
             "batches": seen,
             "texts": seen,
             "expired": 0,
-            "cancelled": 0,
             "failed": 0,
+            "out_of_memory": 0,
+            "cancelled": 0,
+            "batch_tokens": self._max_tokens,
+            "queue_tokens": self._queue_items,
         }
 
     def tasks(self) -> tuple[str, ...]:

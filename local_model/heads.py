@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from local_model.encoder import Encoder
 from local_model.engines import Kind, Output
+from local_model.gate import Quality
 from local_model.types import LoadError
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,22 @@ class EncoderEntry(msgspec.Struct, frozen=True):
     digest: str
 
 
-class EngineEntry(msgspec.Struct, frozen=True):
-    """The head as fitted on one engine kind."""
+class ProbesEntry(msgspec.Struct, frozen=True):
+    """The file with the head's probabilities of the probe texts, as the engine gave them where it was fitted."""
+
+    file: str
+    sha256: str
+
+
+class EngineEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The head as fitted on one engine kind. `quality` None: nobody held it against fp32."""
 
     file: str
     sha256: str
     temperature: float
     metrics: dict[str, float] = {}
+    quality: Quality | None = None
+    probes: ProbesEntry | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -72,6 +82,7 @@ class Head(msgspec.Struct, frozen=True):
     weight: NDArray[np.float32] | None = None  # (labels, hidden)
     bias: NDArray[np.float32] | None = None  # (labels,)
     notes: tuple[str, ...] = ()
+    probes: NDArray[np.float32] | None = None  # (32, labels): its answers to the probe texts where it was fitted
 
     def probabilities(self, output: Output) -> NDArray[np.float32]:
         """(n, labels) for n texts. A row that is not finite stays so: the caller refuses it (`NotFinite`)."""
@@ -126,8 +137,13 @@ def save_head(
     descriptions: Mapping[str, str] | None = None,
     multi_label: bool = False,
     provenance: Mapping[str, Any] | None = None,
+    quality: Mapping[Kind, Quality] | None = None,
+    probes: Mapping[Kind, NDArray[np.float32]] | None = None,
 ) -> Manifest:
-    """Write a head folder. `fitted`: engine kind -> weight (labels, hidden), bias (labels,), temperature, metrics."""
+    """Write a head folder. `fitted`: engine kind -> weight (labels, hidden), bias (labels,), temperature, metrics.
+
+    `quality`: each against fp32. `probes`: (32, labels) probabilities of the probe texts (local_model.probes).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     engines: dict[str, EngineEntry] = {}
     for kind, (weight, bias, temperature, metrics) in fitted.items():
@@ -138,11 +154,14 @@ def save_head(
             }
         )
         _replace(folder / f"{kind}.safetensors", data)
+        scores = (probes or {}).get(kind)
         engines[kind] = EngineEntry(
             file=f"{kind}.safetensors",
             sha256=hashlib.sha256(data).hexdigest(),
             temperature=temperature,
             metrics=dict(metrics),
+            quality=(quality or {}).get(kind),
+            probes=None if scores is None else _save_probes(folder, kind, scores),
         )
     manifest = Manifest(
         schema=SCHEMA,
@@ -155,6 +174,12 @@ def save_head(
     )
     _replace(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
+
+
+def _save_probes(folder: Path, kind: Kind, scores: NDArray[np.float32]) -> ProbesEntry:
+    data = save_tensors({"probabilities": np.ascontiguousarray(scores, dtype=np.float32)})
+    _replace(folder / f"{kind}.probes.safetensors", data)
+    return ProbesEntry(f"{kind}.probes.safetensors", hashlib.sha256(data).hexdigest())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -174,6 +199,21 @@ def read_manifest(folder: Path) -> Manifest:
     if len(names) < 2 or len(set(names)) != len(names):
         raise LoadError(f"{file}: a head needs two or more labels, each once")
     return manifest
+
+
+def qualities(folders: Sequence[Path], kinds: Sequence[Kind]) -> dict[Kind, list[Quality]]:
+    """Of `kinds` those that every head in `folders` has (or can borrow, see NEAR), in their order: the figures known.
+
+    A borrowed head has none. Raises LoadError.
+    """
+    manifests = [read_manifest(folder) for folder in folders]
+    return {
+        kind: [
+            entry.quality for m in manifests if (entry := m.engines.get(kind)) is not None and entry.quality is not None
+        ]
+        for kind in kinds
+        if all(kind in m.engines or NEAR.get(kind) in m.engines for m in manifests)
+    }
 
 
 def load_head(folder: Path, kind: Kind, encoder: Encoder) -> Head:
@@ -196,6 +236,7 @@ def load_head(folder: Path, kind: Kind, encoder: Encoder) -> Head:
             "run `crossover learn` on this machine, or set [model] engine to one that it has"
         )
     weight, bias = _tensors(folder, entry, (len(manifest.labels), encoder.hidden))
+    own = not notes  # a borrowed head answers the probes a little differently, as the note says
     if not 0 < entry.temperature < float("inf"):
         raise LoadError(f"{folder / 'manifest.json'}: temperature must be above 0")
     return Head(
@@ -207,12 +248,35 @@ def load_head(folder: Path, kind: Kind, encoder: Encoder) -> Head:
         weight=weight,
         bias=bias,
         notes=notes,
+        probes=_probes(folder, entry.probes, len(manifest.labels)) if own and entry.probes else None,
     )
+
+
+def _probes(folder: Path, entry: ProbesEntry, labels: int) -> NDArray[np.float32]:
+    file, tensors = _read(folder, entry)
+    scores = tensors.get("probabilities")
+    if scores is None or scores.ndim != 2 or scores.shape[1] != labels:
+        raise LoadError(f"{file} holds no probabilities of the probe texts for {labels} labels")
+    return scores
 
 
 def _tensors(
     folder: Path, entry: EngineEntry, shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    file, tensors = _read(folder, entry)
+    try:
+        weight, bias = tensors["weight"], tensors["bias"]
+    except KeyError as error:
+        raise LoadError(f"{file} is not a head: it has no {error}") from error
+    if weight.shape != shape or bias.shape != shape[:1]:
+        raise LoadError(f"{file}: weight {weight.shape} and bias {bias.shape} do not fit {shape} (labels, hidden)")
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise LoadError(f"{file} holds values that are not finite")
+    return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def _read(folder: Path, entry: EngineEntry | ProbesEntry) -> tuple[Path, dict[str, NDArray[np.float32]]]:
+    """The tensors of a file that the manifest describes, and its path. Raises LoadError if it is not that file."""
     file = folder / entry.file
     if Path(entry.file).name != entry.file:
         raise LoadError(f"{folder / 'manifest.json'}: {entry.file!r} is not a file name")
@@ -225,15 +289,9 @@ def _tensors(
             f"{file} is not the file that manifest.json describes (sha256 differs): restore it or learn again"
         )
     try:
-        tensors = load_tensors(data)
-        weight, bias = tensors["weight"], tensors["bias"]
-    except (SafetensorError, KeyError) as error:
-        raise LoadError(f"{file} is not a head: {error}") from error
-    if weight.shape != shape or bias.shape != shape[:1]:
-        raise LoadError(f"{file}: weight {weight.shape} and bias {bias.shape} do not fit {shape} (labels, hidden)")
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise LoadError(f"{file} holds values that are not finite")
-    return weight.astype(np.float32), bias.astype(np.float32)
+        return file, load_tensors(data)
+    except SafetensorError as error:
+        raise LoadError(f"{file} does not hold tensors: {error}") from error
 
 
 def _replace(file: Path, data: bytes) -> None:

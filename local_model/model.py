@@ -1,40 +1,29 @@
-"""The local model: tasks, the encoders under them, and one batcher per encoder."""
+"""The local model: tasks, and the encoders under them. Tasks on the same encoder share its engine and its queue."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import numpy as np
 
 from local_model import encoder as encoders
-from local_model import tokenize
-from local_model.batcher import Batcher, OnBatch
-from local_model.encoder import DEFAULT, Encoder
-from local_model.engines import EngineName, Opened, open_engine
+from local_model import probes
+from local_model.batcher import OnBatch
+from local_model.encoder import Encoder
+from local_model.engines import cores, has_cuda
+from local_model.footprint import Weights, require_fits
 from local_model.heads import Head, load_head, model_head
-from local_model.scoring import Scored, Text, score
-from local_model.types import EngineFailed, LoadError, ModelError, OverLength, Prediction, TaskInfo
+from local_model.station import ModelSettings, Station
+from local_model.types import LoadError, Prediction, TaskInfo
 
-WARM_TOKENS = 32  # a usual text: what the rate is measured with
-WARM_ROUNDS = 8
+log = logging.getLogger(__name__)
 
-
-class ModelSettings(msgspec.Struct, frozen=True):
-    """How encoders are run. `source`: "all-MiniLM-L6-v2", a folder, or a hub id with `revision` ("name@revision")."""
-
-    source: str = DEFAULT
-    revision: str | None = None
-    engine: EngineName = "auto"
-    device: str = "auto"  # "cpu", "cuda", "cuda:1"
-    threads: int = 0  # 0: all cores
-    queue_items: int = 256  # texts waiting, per encoder
-    max_tokens: int | None = None  # None: what the model was made for
+__all__ = ["LocalModel", "ModelSettings", "TaskSpec"]
 
 
 class TaskSpec(msgspec.Struct, frozen=True):
@@ -48,27 +37,26 @@ class TaskSpec(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
-class _Station(msgspec.Struct, frozen=True):
-    """One encoder in service."""
-
-    encoder: Encoder
-    tokenizer: tokenize.TextTokenizer
-    opened: Opened
-    batcher: Batcher
-
-
 class _Task(msgspec.Struct, frozen=True):
     info: TaskInfo
     head: Head
-    station: _Station
+    station: Station
 
 
 class LocalModel:
-    """Implements `local_model.types.Classifier`. Life: `load` (blocks) → `warm` (blocks) → `start` → … → `close`."""
+    """Implements `local_model.types.Classifier`. Life: `load` (blocks) → `warm` (blocks) → `start` → … → `close`.
 
-    def __init__(self, stations: Sequence[_Station], tasks: Sequence[_Task]) -> None:
+    `with model:` says that it is in use; `idle` waits until nobody uses it any more.
+    """
+
+    def __init__(self, stations: Sequence[Station], tasks: Sequence[_Task], notes: tuple[str, ...] = ()) -> None:
         self._stations = stations
+        self._notes = notes
         self._tasks = {task.info.name: task for task in tasks}
+        self._started = False
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
 
     @classmethod
     def load(
@@ -78,47 +66,76 @@ class LocalModel:
         *,
         cache_dir: Path,
         progress: Callable[[str], None] | None = None,
+        beside: LocalModel | None = None,
     ) -> Self:
         """Find, check and load all that the tasks need; the first time an encoder is met its int8 graph is built.
 
-        Tasks with the same source share one encoder, one engine and one queue. Raises LoadError.
+        Tasks with the same source share one encoder, one engine and one queue; so does a model loaded `beside` another
+        one that has the same encoder with the same settings. Raises LoadError.
         """
-        stations: dict[str, _Station] = {}
-        loaded: list[_Task] = []
+        found: dict[str, Encoder] = {}
         for spec in tasks:
             source = spec.model or settings.source
-            if source not in stations:
-                stations[source] = _open(settings, source, cache_dir, progress)
-            loaded.append(_load_task(spec, stations[source]))
-        return cls(list(stations.values()), loaded)
+            if source not in found:
+                revision = settings.revision if source == settings.source else None
+                found[source] = encoders.find(source, revision=revision, max_tokens=settings.max_tokens)
+        running = [] if beside is None else beside._stations
+        stations: dict[str, Station] = {}
+        for source, encoder in found.items():
+            for station in running:
+                if station.settings == settings and station.encoder.digest == encoder.digest:
+                    stations[source] = station
+        new = [encoder for source, encoder in found.items() if source not in stations]
+        notes = _proof(new, settings)
+        for encoder in new:
+            heads = [
+                spec.head
+                for spec in tasks
+                if spec.head is not None and (spec.model or settings.source) == encoder.source
+            ]
+            stations[encoder.source] = Station(settings, encoder, heads, cache_dir, progress)
+        loaded = [_load_task(spec, stations[spec.model or settings.source]) for spec in tasks]
+        return cls(list(stations.values()), loaded, notes)
 
     def warm(self) -> None:
-        """Run each engine a few times, the longest text first (out of memory shows now), and measure its rate. Blocks.
-
-        Raises LoadError if the model gives nonsense.
-        """
+        """Warm each encoder that does not run yet: see `Station.warm`; and check that each head answers the probe texts
+        as where it was fitted. Blocks. Raises LoadError."""
         for station in self._stations:
-            engine = station.opened.engine
-            longest = _probe(station, station.encoder.max_tokens)
-            usual = [_probe(station, min(WARM_TOKENS, station.encoder.max_tokens))] * engine.max_items
-            output = engine.forward([longest])
-            if not np.isfinite(output.embeddings).all():
-                raise LoadError(f"{station.encoder.source} gives values that are not finite on {engine.kind}")
-            engine.forward(usual)
-            started = time.perf_counter()
-            for _ in range(WARM_ROUNDS):
-                engine.forward(usual)
-            station.batcher.observe(WARM_ROUNDS * len(usual), time.perf_counter() - started)
+            if not station.started:
+                station.warm()
+        for name, task in self._tasks.items():
+            if task.station.probes is not None:
+                kind = task.station.opened.engine.kind
+                self._notes += probes.check(name, task.head, kind, task.station.probes)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engine threads; answers are delivered on `loop`."""
+        self._started = True
         for station in self._stations:
-            station.batcher.start(loop)
+            station.start(loop)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Finish what was admitted, for at most `timeout` seconds per encoder, and stop the threads. Blocks."""
+        """Finish what was admitted, for at most `timeout` seconds per encoder, and stop the threads. Blocks.
+
+        An encoder that another model shares runs on.
+        """
+        started, self._started = self._started, False
         for station in self._stations:
-            station.batcher.close(timeout)
+            if started or not station.started:  # never started itself, or closed, it owns no part in what another runs
+                station.close(timeout)
+
+    def __enter__(self) -> None:
+        self._users += 1
+        self._unused.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
+
+    async def idle(self) -> None:
+        """Until nobody uses it."""
+        await self._unused.wait()
 
     @property
     def healthy(self) -> bool:
@@ -145,28 +162,14 @@ class LocalModel:
         return self._tasks[name].info
 
     def submit(
-        self, task: str, texts: Sequence[str], *, truncate: bool, deadline: float | None
+        self, task: str, texts: Sequence[str], *, truncate: bool, deadline: float | None, tenant: str = ""
     ) -> list[asyncio.Future[Prediction]]:
         """See `Classifier.submit`. KeyError for a task that is not there."""
         known = self._tasks[task]
-        batcher, tokenizer = known.station.batcher, known.station.tokenizer
-        batcher.room(len(texts))  # before any work is done for a request that would be refused
-        ready: list[Text] = []
-        refused: dict[int, ModelError] = {}
-        for position, text in enumerate(texts):
-            try:
-                encoded = tokenizer.encode(text, truncate=truncate)
-            except OverLength as error:
-                refused[position] = error
-            except UnicodeError:
-                refused[position] = EngineFailed("the text is not valid Unicode")
-            else:
-                ready.append(Text(encoded.ids, encoded.tokens, encoded.truncated, known.head))
-        admitted = iter(batcher.submit(ready, deadline=deadline))
-        return [_failed(refused[i]) if i in refused else next(admitted) for i in range(len(texts))]
+        return known.station.submit(known.head, texts, truncate=truncate, deadline=deadline, tenant=tenant)
 
     def stats(self) -> dict[str, int]:
-        """Sums over the encoders of `Batcher.stats`: waiting, running, batches, texts, expired, cancelled, failed."""
+        """Sums over the encoders of `Batcher.stats`, as far as they can be added."""
         total: dict[str, int] = {}
         for station in self._stations:
             for key, value in station.batcher.stats().items():
@@ -175,13 +178,13 @@ class LocalModel:
 
     def status(self) -> dict[str, Any]:
         """What `/v1/status` shows of the model: JSON types only, no text."""
-        notes = [note for station in self._stations for note in (*station.encoder.notes, *station.opened.notes)]
+        notes = [*self._notes, *(note for station in self._stations for note in station.notes)]
         notes += [note for task in self._tasks.values() for note in task.head.notes]
         return {
             "healthy": self.healthy,
             **self.stats(),
             "notes": list(dict.fromkeys(notes)),
-            "encoders": [_describe(station) for station in self._stations],
+            "encoders": [station.status() for station in self._stations],
             "tasks": {
                 name: {
                     "model": task.info.model,
@@ -196,33 +199,30 @@ class LocalModel:
         }
 
 
-def _open(settings: ModelSettings, source: str, cache_dir: Path, progress: Callable[[str], None] | None) -> _Station:
-    revision = settings.revision if source == settings.source else None
-    found = encoders.find(source, revision=revision, max_tokens=settings.max_tokens)
-    opened = open_engine(
-        found,
-        name=settings.engine,
-        device=settings.device,
-        threads=settings.threads,
-        cache_dir=cache_dir,
-        progress=progress,
+def _proof(new: Sequence[Encoder], settings: ModelSettings) -> tuple[str, ...]:
+    """That all of them fit the device together, before anything is loaded; raises LoadError where they do not.
+
+    On a device that the config names a doubt is only told: the estimate is an upper bound.
+    """
+    if not new:
+        return ()
+    cuda = settings.device.startswith("cuda") or (
+        settings.device == "auto" and settings.engine != "onnx" and has_cuda()
     )
-    engine = opened.engine
-
-    def run(batch: Sequence[Text]) -> list[Scored | ModelError]:
-        return score(engine.forward([text.ids for text in batch]), batch)
-
-    batcher = Batcher(
-        run,
-        threads=engine.threads,
-        max_items=engine.max_items,
-        max_tokens=engine.max_tokens,
-        queue_items=settings.queue_items,
-    )
-    return _Station(found, tokenize.load(found, cache_dir), opened, batcher)
+    device = settings.device if settings.device != "auto" else "cuda" if cuda else "cpu"
+    usual: Weights = "bf16" if cuda else "fp32" if settings.engine == "torch" else "int8"
+    precision: Weights = usual if settings.precision == "auto" else settings.precision
+    try:
+        require_fits(new, device=device, precision=precision, threads=settings.threads or cores())
+    except LoadError as doubt:
+        if settings.device == "auto":
+            raise
+        log.warning("%s", doubt)
+        return (str(doubt),)
+    return ()
 
 
-def _load_task(spec: TaskSpec, station: _Station) -> _Task:
+def _load_task(spec: TaskSpec, station: Station) -> _Task:
     encoder, engine = station.encoder, station.opened.engine
     head = model_head(encoder) if spec.head is None else load_head(spec.head, engine.kind, encoder)
     identity = (
@@ -247,35 +247,6 @@ def _load_task(spec: TaskSpec, station: _Station) -> _Task:
     return _Task(info, head, station)
 
 
-def _describe(station: _Station) -> dict[str, Any]:
-    encoder, opened = station.encoder, station.opened
-    return {
-        "source": encoder.source,
-        "revision": encoder.revision,
-        "digest": encoder.digest,
-        "engine": opened.engine.kind.partition("-")[0],
-        "kind": opened.engine.kind,
-        "why": opened.why,
-        "device": opened.engine.device,
-        "threads": opened.engine.threads,
-        "max_tokens": encoder.max_tokens,
-        "texts_per_second": round(station.batcher.rate),
-        **opened.engine.status(),
-        **station.batcher.stats(),
-    }
-
-
-def _probe(station: _Station, tokens: int) -> list[int]:
-    """Token ids of a made-up text of exactly `tokens` tokens."""
-    return station.tokenizer.encode("a " * tokens, truncate=True).ids
-
-
 def _digest(*parts: str) -> str:
     """sha256 over length-prefixed parts, hex."""
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()
-
-
-def _failed(error: ModelError) -> asyncio.Future[Prediction]:
-    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-    future.set_exception(error)
-    return future

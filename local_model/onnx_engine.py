@@ -19,17 +19,21 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
+from safetensors import SafetensorError
 
 # Since 1.31 a session keeps a device id and events for its vendor in the user's cache folder, unless this is set before
 # the import (the function that should turn it off does not).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from local_model import gate, probes, tokenize
 from local_model.encoder import Encoder, sha256_file
-from local_model.engines import Kind, Output
+from local_model.engines import ExportFailed, Kind, Output
+from local_model.heads import model_head
 from local_model.types import LoadError
 
 if TYPE_CHECKING:
@@ -38,10 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECIPE = "int8-3"  # of export and quantization: a change makes new artifacts
-
-
-class ExportFailed(LoadError):
-    """torch could not export the model, or onnxruntime could not quantize or load it."""
+FILES = "2"  # of what lies beside the graph: a change makes new artifacts, of the same answers
 
 
 class OnnxEngine:
@@ -54,16 +55,18 @@ class OnnxEngine:
     def __init__(self, encoder: Encoder, *, threads: int, cache_dir: Path, progress: Callable[[str], None]) -> None:
         self.threads = threads
         self.max_tokens = encoder.max_tokens
-        self._artifact, self.notes = artifact(encoder, cache_dir, progress)
-        self._session = _session(self._artifact / "model.onnx")
-        self._manifest = json.loads((self._artifact / "manifest.json").read_text(encoding="utf-8"))
+        self._artifact, self._manifest, self._session, self.notes = artifact(encoder, cache_dir, progress)
         self.recipe = RECIPE + ("-7bit" if self._manifest["reduce_range"] else "")
 
+    @property
+    def quality(self) -> gate.Quality | None:
+        """A sequence classifier's, against fp32 on the probe texts; an encoder's depends on the head."""
+        known = self._manifest.get("quality")
+        return None if known is None else msgspec.convert(known, gate.Quality)
+
     def forward(self, batch: Sequence[Sequence[int]]) -> Output:
-        """See `Engine.forward`. More than one text runs one after another: never together."""
-        rows = [self._session.run(None, {"input_ids": np.array([ids], np.int64)}) for ids in batch]
-        embeddings = np.concatenate([row[0] for row in rows])
-        return Output(embeddings, np.concatenate([row[1] for row in rows]) if len(rows[0]) > 1 else None)
+        """See `Engine.forward`. More than one text runs one after another."""
+        return _run(self._session, batch)
 
     def status(self) -> dict[str, Any]:
         return {
@@ -75,31 +78,79 @@ class OnnxEngine:
             "artifact_built_with": self._manifest["versions"],
         }
 
+    def close(self) -> None:
+        del self._session
 
-def artifact(encoder: Encoder, cache_dir: Path, progress: Callable[[str], None]) -> tuple[Path, tuple[str, ...]]:
-    """The folder with the encoder's int8 graph, and notes. Made on first use: some seconds for a small encoder.
 
-    Kept by digest, so another model never meets this one's artifact. Processes that start together build once. A file
-    that is not what was built is built again, with a warning.
+class Artifact(NamedTuple):
+    folder: Path
+    manifest: dict[str, Any]
+    session: ort.InferenceSession
+    notes: tuple[str, ...]
+
+
+class _Damaged(LoadError):
+    """The artifact is not what was built."""
+
+
+def artifact(encoder: Encoder, cache_dir: Path, progress: Callable[[str], None]) -> Artifact:
+    """The encoder's int8 graph, loaded. Made on first use: some seconds for a small encoder.
+
+    Kept by digest, so another model never meets this one's artifact. Processes that start together build once. One that
+    is not what was built, or answers the probe texts quite otherwise, is built again, with a warning; one that answers
+    them a little otherwise is used, with a warning.
     """
     reduce_range = not has_vnni()
-    name = f"{encoder.digest[:16]}-{encoder.pooling}-{RECIPE}{'-7bit' if reduce_range else ''}"
+    name = f"{encoder.digest[:16]}-{encoder.pooling}-{RECIPE}{'-7bit' if reduce_range else ''}-{FILES}"
     root = cache_dir / "onnx"
     folder = root / name
-    if _problem(folder) is None:  # asked without the lock: a good artifact may lie on a read-only disk
-        return folder, ()
+    with contextlib.suppress(_Damaged):  # asked without the lock: a good artifact may lie on a read-only disk
+        return _load(folder)
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root / f"{name}.lock", lambda: progress("waiting for another process that builds the int8 model")):
         if not folder.exists():
-            _make(encoder, folder, reduce_range, progress)
-            return folder, ()
-        if (problem := _problem(folder)) is None:
-            return folder, ()
-        note = f"the cached int8 model in {folder} was damaged ({problem}) and was built again"
+            _make(encoder, folder, cache_dir, reduce_range, progress)
+            return _load(folder)
+        try:
+            return _load(folder)
+        except _Damaged as problem:
+            note = f"the cached int8 model in {folder} was damaged ({problem}) and was built again"
         log.warning("%s", note)
         shutil.rmtree(folder)
-        _make(encoder, folder, reduce_range, progress)
-        return folder, (note,)
+        _make(encoder, folder, cache_dir, reduce_range, progress)
+        return _load(folder)._replace(notes=(note,))
+
+
+def _load(folder: Path) -> Artifact:
+    """Check it, open it, and ask it the probe texts (as token ids, so that no tokenizer is needed). Raises _Damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for file, digest in (("model.onnx", manifest["sha256"]), ("probes.safetensors", manifest["probes_sha256"])):
+            if sha256_file(folder / file) != digest:
+                raise _Damaged(f"{file} has another sha256 than it was built with")
+        rows, then = probes.load(folder / "probes.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
+    session = _session(folder / "model.onnx")
+    off = probes.distance(_run(session, rows).embeddings, then)
+    if off > probes.BROKEN:
+        raise _Damaged(f"its embeddings of the probe texts are off by {off:.2g}")
+    if off <= probes.STEADY:
+        return Artifact(folder, manifest, session, ())
+    note = (
+        f"the int8 model in {folder} embeds the probe texts otherwise than when it was built (by up to {off:.3f}): "
+        "another processor, or another version of onnxruntime, rounds differently; heads that were fitted there may be "
+        "off: run `crossover learn` here"
+    )
+    log.warning("%s", note)
+    return Artifact(folder, manifest, session, (note,))
+
+
+def _run(session: ort.InferenceSession, batch: Sequence[Sequence[int]]) -> Output:
+    """One text after another: never together."""
+    rows = [session.run(None, {"input_ids": np.array([ids], np.int64)}) for ids in batch]
+    embeddings = np.concatenate([row[0] for row in rows])
+    return Output(embeddings, np.concatenate([row[1] for row in rows]) if len(rows[0]) > 1 else None)
 
 
 def has_vnni() -> bool:
@@ -116,17 +167,9 @@ def has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def _problem(folder: Path) -> str | None:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        digest = sha256_file(folder / "model.onnx")
-        return None if digest == manifest["sha256"] else "model.onnx has another sha256 than it was built with"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _make(encoder: Encoder, folder: Path, reduce_range: bool, progress: Callable[[str], None]) -> None:
-    """Export, quantize, prove that it loads, then move it to its place in one step."""
+def _make(encoder: Encoder, folder: Path, cache_dir: Path, reduce_range: bool, progress: Callable[[str], None]) -> None:
+    """Export, quantize, let it answer the probe texts, then move it to its place in one step."""
+    rows = probes.token_ids(tokenize.load(encoder, cache_dir))
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         fp32, made = Path(scratch) / "fp32.onnx", Path(scratch) / "made"
@@ -137,25 +180,44 @@ def _make(encoder: Encoder, folder: Path, reduce_range: bool, progress: Callable
                 parameters = export(encoder, fp32)
                 progress("quantizing to int8 (once)")
                 quantize(fp32, made / "model.onnx", reduce_range=reduce_range)
-                _session(made / "model.onnx").run(None, {"input_ids": np.array([[0, 1, 2]], np.int64)})
+                output = _run(_session(made / "model.onnx"), rows)
+                quality = None if encoder.labels is None else _quality(encoder, rows, output)
         except LoadError:
             raise
         except Exception as error:
             # exporters raise whatever the model's code raises; their messages run over pages
             log.debug("the export of %s failed", encoder.source, exc_info=True)
             raise ExportFailed(_first_line(error)) from error
+        probes.save(made / "probes.safetensors", rows, output)
         manifest = {
             "encoder": encoder.digest,
             "recipe": RECIPE,
             "reduce_range": reduce_range,
             "sha256": sha256_file(made / "model.onnx"),
+            "probes_sha256": sha256_file(made / "probes.safetensors"),
             "bytes": (made / "model.onnx").stat().st_size,
             "parameters": parameters,
             "versions": {name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
         }
+        if quality is not None:
+            manifest["quality"] = msgspec.to_builtins(quality)
         (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         made.rename(folder)
     progress(f"built the int8 model in {time.monotonic() - started:.0f} s; it is kept in {folder}")
+
+
+def _quality(encoder: Encoder, rows: Sequence[Sequence[int]], output: Output) -> gate.Quality:
+    """A sequence classifier's int8 answers to the probe texts against torch's in fp32."""
+    import torch
+
+    from local_model.network import build
+
+    network = build(encoder)
+    with torch.inference_mode():
+        parts = [network(torch.tensor([list(row)])) for row in rows]
+    fp32 = Output(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    head = model_head(encoder)
+    return gate.measure(head.probabilities(output), head.probabilities(fp32))
 
 
 def export(encoder: Encoder, target: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def score(output: Output, batch: Sequence[Text]) -> list[Scored | ModelError]:
 def _score(output: Output, head: Head) -> list[Scored | ModelError]:
     return [
         Scored(row, embedding, best(row))
-        if np.isfinite(row).all() and np.isfinite(embedding).all()
+        # One sum finds what is not finite in fewer steps than looking at each value, and finite ones can't overflow it.
+        if math.isfinite(float(row.sum()) + float(embedding.sum()))
         else NotFinite("the model gave no finite score for this text")
         for row, embedding in zip(head.probabilities(output), output.embeddings, strict=True)
     ]

@@ -55,16 +55,23 @@ class Classifier(Protocol):
     def task(self, name: str) -> TaskInfo: ...
 
     def submit(
-        self, task: str, texts: Sequence[str], *, truncate: bool, deadline: float | None
+        self, task: str, texts: Sequence[str], *, truncate: bool, deadline: float | None, tenant: str = ""
     ) -> list[asyncio.Future[Prediction]]:
         """Admit all texts or none (raises `QueueFull`), and give one future each, in order.
 
         Call it on the event loop; `deadline` is in the loop's time. What concerns one text (`OverLength`, `Expired`,
         `NotFinite`, `EngineFailed`) is raised by its future alone. Cancel a future and its text is not computed.
+        Tenants share the engine fairly.
         """
         ...
 
     def status(self) -> dict[str, Any]: ...
+
+    def __enter__(self) -> None:
+        """It is in use: what replaces it lets it finish first."""
+        ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class ModelError(Exception):
@@ -88,6 +95,7 @@ class QueueFull(ModelError):
     """Admission refused; `retry_after` seconds from now there should be room."""
 
     def __init__(self, retry_after: float) -> None:
+        retry_after = max(0.1, retry_after)
         super().__init__(f"the local model's queue is full; try again in {retry_after:.1f} s")
         self.retry_after = retry_after
 

@@ -69,9 +69,13 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Text = "all-MiniLM-L6-v2"
     revision: Text | None = None
     engine: Literal["auto", "onnx", "torch"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8", "fp8"] = "auto"
+    device: Annotated[
+        str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda or cuda:N")
+    ] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    queue_items: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+    optimize: Literal["latency", "throughput"] = "latency"
+    queue_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
     max_tokens: Annotated[int, Meta(ge=8, le=65_536)] | None = None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
-from cost.types import InputRow, LedgerError, LedgerUnwritable
+from cost.types import InputRow, LedgerError
 from local_model.types import Classifier, Expired, ModelError, OverLength, Prediction, QueueFull, TaskInfo
 from providers.types import Caller, Frontier, FrontierUnavailable, Label, Question
 from router import outcome as outcomes
@@ -17,6 +18,7 @@ from router import policy
 from router.cache.entry import Kind
 from router.cache.keys import normalize
 from router.cache.types import Cache, Slot
+from router.flights import Flight, Flights
 from router.outcome import Outcome
 from router.policy import Rules
 from router.problems import ProblemError
@@ -30,13 +32,15 @@ PREVIEW_LENGTH = 80
 class Ledger(Protocol):
     """The seam (`cost.ledger.Ledger`)."""
 
-    async def record(self, rows: Sequence[InputRow]) -> None: ...
+    def record(self, rows: Sequence[InputRow], *, patience_s: float) -> Awaitable[None]: ...
 
 
 class TaskRoute(msgspec.Struct, frozen=True):
-    """One task, as loaded; made once at start."""
+    """One task, as loaded; made once at start, and again when its model is replaced."""
 
     info: TaskInfo
+    classifier: Classifier
+    nano_per_us: float  # what a microsecond of its engine costs
     labels: tuple[Label, ...]
     label_names: frozenset[str]
     instructions: str
@@ -61,13 +65,6 @@ class Ask(msgspec.Struct, frozen=True):
     write_cache: bool = True
 
 
-class Flight:
-    """A computation that several callers may wait for."""
-
-    task: asyncio.Task[Outcome]
-    local: Outcome | None = None  # once the local model has answered
-
-
 class Pipeline:
     """Built once, in `router.service`."""
 
@@ -75,37 +72,39 @@ class Pipeline:
         self,
         *,
         cache: Cache,
-        classifier: Classifier,
         frontier: Frontier,
         ledger: Ledger,
         digest: Callable[[str, str], bytes],  # of (tenant, normalized text)
         local_deadline_s: float,
-        nano_per_local_us: float,
         store_preview: bool = False,
         clock: Callable[[], float] = time.time,
         on_ledger_error: Callable[[LedgerError], None] = lambda _error: None,
     ) -> None:
         self._cache = cache
-        self._classifier = classifier
         self._frontier = frontier
         self._ledger = ledger
         self._digest = digest
         self._local_deadline_s = local_deadline_s
-        self._nano_per_local_us = nano_per_local_us
         self._store_preview = store_preview
         self._clock = clock
         self._on_ledger_error = on_ledger_error
-        self._in_flight: dict[tuple[Any, ...], Flight] = {}
+        self._flights = Flights()
 
     async def classify(self, ask: Ask) -> list[Outcome]:
         """One outcome per text, in order. Raises `ProblemError` only for what fails the whole request."""
+        with ask.task.classifier:
+            return await self._classify(ask)
+
+    async def _classify(self, ask: Ask) -> list[Outcome]:
         texts = [normalize(text) for text in ask.texts]
         digests = [self._digest(ask.tenant, text) for text in texts]
 
         found, cache_us = await self._from_cache(ask, digests)
         misses = [i for i, outcome in enumerate(found) if outcome is None]
         computed = await self._compute(ask, misses, texts, digests)
-        done = [msgspec.structs.replace(outcome or computed[i], cache_us=cache_us) for i, outcome in enumerate(found)]
+        done = [outcome or computed[i] for i, outcome in enumerate(found)]
+        if cache_us:
+            done = [msgspec.structs.replace(outcome, cache_us=cache_us) for outcome in done]
         if ask.strict:
             done = [outcomes.refuse_degraded(outcome) for outcome in done]
 
@@ -145,19 +144,19 @@ class Pipeline:
     async def _compute(
         self, ask: Ask, misses: Sequence[int], texts: Sequence[str], digests: Sequence[bytes]
     ) -> dict[int, Outcome]:
-        """Admit all texts that nobody is computing yet, or none; then wait for every one. A computation is a task of
-        its own: a caller who leaves stops neither what others wait for nor the settling of a paid call."""
+        """Admit all texts that nobody is computing yet, or none; then wait for every one."""
         keys = {i: self._flight_key(ask, digests[i], None if ask.read_cache else i) for i in misses}
-        leaders = {keys[i]: i for i in reversed(misses) if keys[i] not in self._in_flight}
+        leaders = {keys[i]: i for i in reversed(misses) if keys[i] not in self._flights}
         mine = sorted(leaders.values())
         for i, prediction in zip(mine, self._admit(ask, [texts[i] for i in mine]), strict=True):
             self._launch(keys[i], ask, i, texts[i], prediction)
-        flights = {i: self._in_flight[keys[i]] for i in misses}
+        flights = {i: self._flights[keys[i]] for i in misses}
 
+        await self._flights.wait(flights.values(), ask.deadline if mine else ask.deadline - ANSWER_MARGIN_S)
         computed: dict[int, Outcome] = {}
         for i, flight in flights.items():
             if leaders.get(keys[i]) == i:
-                computed[i] = await asyncio.shield(flight.task)
+                computed[i] = self._landed(flight)
             else:
                 computed[i] = await self._join(flight, ask, i, texts[i], digests[i])
         return computed
@@ -172,40 +171,45 @@ class Pipeline:
     def _launch(
         self, key: tuple[Any, ...], ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction]
     ) -> Flight:
-        flight = self._in_flight[key] = Flight()
-        flight.task = asyncio.create_task(self._answer(ask, index, text, prediction, flight))
-        flight.task.add_done_callback(lambda _: self._in_flight.pop(key, None))
+        flight = self._flights.launch(key)
+        if not text:
+            prediction.cancel()
+        prediction.add_done_callback(partial(self._answer, key, flight, ask, index, text))
         return flight
 
-    async def close(self) -> None:
-        """Give up what is still being computed; paid calls are settled as uncertain."""
-        flights = [flight.task for flight in self._in_flight.values()]
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+    @staticmethod
+    def _landed(flight: Flight) -> Outcome:
+        """Its answer; or what there is to say when the time for it is over."""
+        if flight.error is not None:
+            raise flight.error
+        if flight.outcome is not None:
+            return flight.outcome
+        if flight.local is None:
+            return outcomes.failed("deadline", "the local model did not answer in time")
+        return outcomes.degraded(flight.local, FrontierUnavailable("deadline", "the frontier did not answer in time"))
 
     async def _join(self, flight: Flight, ask: Ask, index: int, text: str, digest: bytes) -> Outcome:
         """Another caller's computation, for as long as this one's deadline allows. If that caller had less time, and
         was therefore served less, the first of those who waited begins anew and the others join it."""
         key = self._flight_key(ask, digest, None)
         while True:
-            remaining = ask.deadline - ANSWER_MARGIN_S - asyncio.get_running_loop().time()
-            await asyncio.wait({flight.task}, timeout=max(0.0, remaining))
-            if not flight.task.done():
-                late = FrontierUnavailable("deadline", "an identical request is still waiting for the frontier")
-                if flight.local is None:
-                    return outcomes.failed("deadline", "an identical request is still being computed")
-                return outcomes.shared(outcomes.degraded(flight.local, late))
-            if not (flight.task.cancelled() or flight.task.exception() or flight.task.result().depends_on_deadline):
-                return outcomes.shared(flight.task.result())
-            if key in self._in_flight:
-                flight = self._in_flight[key]
+            await self._flights.wait([flight], ask.deadline - ANSWER_MARGIN_S)
+            if not flight.landed or (flight.outcome is not None and not flight.outcome.depends_on_deadline):
+                return outcomes.shared(self._landed(flight))
+            if key in self._flights:
+                flight = self._flights[key]
                 continue
             try:
                 (prediction,) = self._admit(ask, [text])
             except ProblemError as error:  # this input's problem: its neighbours may have been paid for
                 return outcomes.failed(error.kind, str(error))
-            return await asyncio.shield(self._launch(key, ask, index, text, prediction).task)
+            mine = self._launch(key, ask, index, text, prediction)
+            await self._flights.wait([mine], ask.deadline)
+            return self._landed(mine)
+
+    async def close(self) -> None:
+        """Give up what is still being computed; paid calls are settled as uncertain."""
+        await self._flights.close()
 
     # 2 local ---------------------------------------------------------------------------------------------------------
 
@@ -215,39 +219,45 @@ class Pipeline:
         deadline = min(ask.deadline, asyncio.get_running_loop().time() + self._local_deadline_s)
         truncate = policy.too_long(ask.rules) != "reject"
         try:
-            return self._classifier.submit(ask.task.info.name, texts, truncate=truncate, deadline=deadline)
+            return ask.task.classifier.submit(
+                ask.task.info.name, texts, truncate=truncate, deadline=deadline, tenant=ask.tenant
+            )
         except QueueFull as full:
             raise ProblemError("overloaded", str(full), retry_after=full.retry_after) from None
 
-    async def _answer(
-        self, ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction], flight: Flight
-    ) -> Outcome:
-        """The local answer where it stands, else the frontier's, else the local one marked degraded."""
-        if not text:
-            prediction.cancel()
-            return outcomes.failed("empty", "nothing is left of the text without white space")
-        local = flight.local = await self._local(ask, prediction)
+    def _answer(
+        self,
+        key: tuple[Any, ...],
+        flight: Flight,
+        ask: Ask,
+        index: int,
+        text: str,
+        prediction: asyncio.Future[Prediction],
+    ) -> None:
+        """Once the local model is done: its answer where it stands, else the frontier's, else the local one marked
+        degraded."""
+        local = flight.local = self._local(ask, text, prediction)
         stands = local.label is not None and policy.accepts(
             ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
         )
-        hopeless = local.error == "deadline" or (
+        hopeless = local.error in ("deadline", "empty") or (
             local.error == "over-length" and policy.too_long(ask.rules) != "escalate"
         )
         if stands or hopeless or not ask.rules.may_escalate:
-            return local
-        return await self._escalate(ask, index, text, local)
+            self._flights.land(key, local)
+        else:
+            self._flights.follow(key, asyncio.create_task(self._escalate(ask, index, text, local)))
 
-    async def _local(self, ask: Ask, prediction: asyncio.Future[Prediction]) -> Outcome:
+    def _local(self, ask: Ask, text: str, prediction: asyncio.Future[Prediction]) -> Outcome:
+        if not text:
+            return outcomes.failed("empty", "nothing is left of the text without white space")
         try:
-            async with asyncio.timeout_at(ask.deadline):
-                return outcomes.from_prediction(await prediction, ask.task.info, self._nano_per_local_us)
+            return outcomes.from_prediction(prediction.result(), ask.task.info, ask.task.nano_per_us)
         except OverLength as error:
             return outcomes.failed("over-length", str(error), tokens=error.tokens)
         except Expired as error:
             return outcomes.failed("deadline", str(error))
-        except TimeoutError:
-            return outcomes.failed("deadline", "the local model did not answer in time")
-        except ModelError as error:
+        except (ModelError, asyncio.CancelledError) as error:
             return outcomes.failed("model-failed", str(error))
 
     # 3 frontier ------------------------------------------------------------------------------------------------------
@@ -281,16 +291,11 @@ class Pipeline:
             )
             for i, outcome in enumerate(done)
         ]
-        writing = asyncio.ensure_future(self._ledger.record(rows))
         remaining = ask.deadline - asyncio.get_running_loop().time()
-        await asyncio.wait({writing}, timeout=max(ANSWER_MARGIN_S, remaining))
-        if not writing.done():  # it goes on; who waited this long is not kept longer
-            writing.add_done_callback(lambda late: late.cancelled() or late.exception())
-            self._on_ledger_error(LedgerUnwritable("not written within the deadline"))
-        elif isinstance(error := writing.exception(), LedgerError):
+        try:
+            await self._ledger.record(rows, patience_s=max(ANSWER_MARGIN_S, remaining))
+        except LedgerError as error:
             self._on_ledger_error(error)
-        else:
-            writing.result()
 
     def _remember(self, ask: Ask, texts: Sequence[str], digests: Sequence[bytes], done: Sequence[Outcome]) -> None:
         if not ask.write_cache:

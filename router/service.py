@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Literal
 
+import msgspec
 import structlog
 
 from cost.ledger import Ledger
-from cost.types import NANO_PER_USD, LedgerError, Machine, Outcome
+from cost.types import NANO_PER_USD, LedgerError, Outcome
 from local_model.model import LocalModel
 from providers.chain import Chain
 from router import paths, policy
@@ -22,22 +22,20 @@ from router.cache import keys
 from router.cache.client import RedisCache, connect
 from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.types import Cache, NoCache
-from router.config import Config, Hardware
+from router.config import Config
 from router.config_file import Loaded, ledger_path
+from router.local_tier import LocalTier
 from router.pipeline import Ask, Pipeline, TaskRoute
 from router.problems import ProblemError
 from router.reporting import price_table
 from router.telemetry import Telemetry
 from router.types import ClassifyRequest
-from router.wiring import inspection_notes, make_provider, model_settings, task_route, task_specs, this_machine
+from router.wiring import inspection_notes, make_provider
 
 log = structlog.get_logger("crossover")
 
 #: Bodies that may be on their way at once, for each request that may be inside: a slow one holds no slot.
 BODIES_PER_SLOT = 8
-
-#: What the local tier's device time costs when [hardware] names no machine: a 2-core box at list price.
-DEFAULT_HARDWARE = Hardware(usd_per_hour=0.0816, this_machine=True)
 
 
 class Service:
@@ -54,18 +52,19 @@ class Service:
         self.bodies = Slots(BODIES_PER_SLOT * self.config.server.max_concurrent)
         self.telemetry = Telemetry()
         self.prices = price_table(self.config)
-        self.tasks: Mapping[str, TaskRoute] = {}
+        self.local = LocalTier(
+            on_death=self._model_died, on_batch=lambda texts, _tokens, _micros: self.telemetry.batch.observe(texts)
+        )
         self.ledger_path = ledger_path(loaded)
         self.redis_url: str = ""
         self.secret = b""  # keys the cache's digests
         self.cache: Cache = NoCache()
         self.ledger: Ledger
         self.chain: Chain
-        self.model: LocalModel | None = None
         self._pipeline: Pipeline | None = None
         self._stack = AsyncExitStack()
         self._loading: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
 
     # opening and closing ---------------------------------------------------------------------------------------------
 
@@ -132,70 +131,48 @@ class Service:
 
     async def _load(self) -> None:
         """Load and warm the model; a failure here is fatal, and says why."""
+        self._stack.push_async_callback(self.local.close)
         try:
-            model = await asyncio.to_thread(
-                LocalModel.load,
-                model_settings(self.loaded),
-                task_specs(self.loaded),
-                cache_dir=paths.cache_dir(),
-                progress=lambda text: log.info("loading", step=text),
-            )
-            self._stack.push_async_callback(asyncio.to_thread, model.close)
-            await asyncio.to_thread(model.warm)
-            model.on_death(self._model_died)
-            model.on_batch(lambda texts, _tokens, _micros: self.telemetry.batch.observe(texts))
-            model.start(asyncio.get_running_loop())
+            await self.local.load(self.loaded, secret=self.secret, chain=self._chain_name())
         except Exception as error:  # noqa: BLE001 - whatever it is, the service can't work without a model
             self.state = "failed"
             log.error("load_failed", error=f"{type(error).__name__}: {error}")  # noqa: TRY400 - said in one line
             self.on_fatal(str(error))
             return
-        self.model = model
-        machine = self._machine(model)
-        with suppress(LedgerError):  # whether the books can be written is seen elsewhere
-            await self.ledger.note_machine(machine)
-        self._wire(model, machine.threads)
-        self.telemetry.queue.set_function(lambda: float(model.stats()["waiting"]))
-        self.state = "ready"
-        self._watching = asyncio.create_task(self._watch(model))
-        log.info("ready", tasks=list(self.tasks), seconds=round(time.time() - self.started, 1))
-
-    async def _watch(self, model: LocalModel) -> None:
-        """A forward that hangs is as dead as a thread that ended: the supervisor starts a new process."""
-        while model.healthy:  # noqa: ASYNC110 - it is the absence of progress that is watched
-            await asyncio.sleep(1.0)
-        if self.state == "ready":
-            self._model_died(TimeoutError())
-
-    def _machine(self, model: LocalModel) -> Machine:
-        """What the ledger notes of this machine: what capacity is computed from."""
-        encoders = model.status()["encoders"]
-        hardware = this_machine(self.config)
-        return Machine(
-            threads=sum(encoder["threads"] for encoder in encoders),
-            device=encoders[0]["device"],
-            cores=len(os.sched_getaffinity(0)),
-            engine=encoders[0]["kind"],
-            usd_per_hour=hardware.usd_per_hour if hardware else None,
-        )
-
-    def _wire(self, model: LocalModel, threads: int) -> None:
-        chain = " > ".join(f"{name}/{model_name}" for name, model_name in self.chain.configured())
-        self.tasks = {name: task_route(name, self.config, model, self.secret, chain) for name in self.config.tasks}
-        if isinstance(self.cache, RedisCache):
-            self.cache.publish(inspection_notes(self.tasks))
-        hardware = this_machine(self.config) or DEFAULT_HARDWARE
+        await self._note_local()
         self._pipeline = Pipeline(
             cache=self.cache,
-            classifier=model,
             frontier=self.chain,
             ledger=self.ledger,
             digest=partial(keys.text_digest, self.secret),
             local_deadline_s=self.config.server.local_deadline_ms / 1000,
-            nano_per_local_us=hardware.usd_per_hour * NANO_PER_USD / 3600e6 / threads,
             store_preview=self.config.cache.store_preview,
             on_ledger_error=self._ledger_failed,
         )
+        self.telemetry.queue.set_function(lambda: float(self.model.stats()["waiting"]) if self.model else 0.0)
+        self.state = "ready"
+        log.info("ready", tasks=list(self.tasks), seconds=round(time.time() - self.started, 1))
+
+    async def reload(self, loaded: Loaded) -> None:
+        """Serve the tasks and the model of another config: heads, models, thresholds, descriptions. Nothing fails
+        meanwhile, and if it can't be loaded (LoadError) what serves now serves on. Other sections need a restart."""
+        async with self._reloading:
+            await self.wait_until_ready()
+            started = time.monotonic()
+            await self.local.load(loaded, secret=self.secret, chain=self._chain_name())
+            self.config = msgspec.structs.replace(self.config, tasks=loaded.config.tasks, model=loaded.config.model)
+            await self._note_local()
+            log.info("reloaded", tasks=list(self.tasks), seconds=round(time.monotonic() - started, 1))
+
+    async def _note_local(self) -> None:
+        """For reports and `crossover cache get`: what answers from now on."""
+        with suppress(LedgerError):  # whether the books can be written is seen elsewhere
+            await self.ledger.note_machine(self.local.machine(self.config))
+        if isinstance(self.cache, RedisCache):
+            self.cache.publish(inspection_notes(self.tasks))
+
+    def _chain_name(self) -> str:
+        return " > ".join(f"{name}/{model_name}" for name, model_name in self.chain.configured())
 
     async def wait_until_ready(self) -> None:
         """For whoever uses the service in process. Raises what `pipeline` raises if the model could not be loaded."""
@@ -208,13 +185,19 @@ class Service:
         self.state = "draining"
         if self._loading is not None:
             await asyncio.wait({self._loading})
-        if self._watching is not None:
-            self._watching.cancel()
         if self._pipeline is not None:
             await self._pipeline.close()
         await self._stack.aclose()
 
     # what requests see -----------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> Mapping[str, TaskRoute]:
+        return self.local.tasks
+
+    @property
+    def model(self) -> LocalModel | None:
+        return self.local.model
 
     @property
     def pipeline(self) -> Pipeline:
@@ -269,8 +252,8 @@ class Service:
             deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
             started_ns=started_ns,
             strict=request.strict,
-            read_cache=read_cache,
-            write_cache=write_cache,
+            read_cache=read_cache and self.telemetry.caching,
+            write_cache=write_cache and self.telemetry.caching,
         )
 
     def degradations(self) -> list[str]:
@@ -286,6 +269,8 @@ class Service:
     # what the parts report -------------------------------------------------------------------------------------------
 
     def _model_died(self, error: BaseException) -> None:
+        if self.state in ("draining", "failed"):
+            return
         self.state = "failed"
         log.error("model_died", error=type(error).__name__)
         self.on_fatal(f"the local model died: {type(error).__name__}")

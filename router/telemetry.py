@@ -60,6 +60,15 @@ class Telemetry:
             "crossover_batch_size", "Texts a forward", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
         )
         self.queue = gauge("queue_items", "Texts waiting for the local model")
+        self.queue_tokens = gauge("queue_tokens", "Tokens waiting for the local model, and the most that may", "kind")
+        self.batch_tokens = gauge(
+            "batch_tokens", "Tokens a batch may have now; less after running out of memory", "source"
+        )
+        self.out_of_memory = gauge(
+            "out_of_memory_batches", "Batches that did not fit the device since it was loaded", "source"
+        )
+        self.model_parameters = gauge("model_parameters", "Parameters of a loaded encoder", "source")
+        self.model_bytes = gauge("model_bytes", "Its weights as they are served", "source")
         self.budget = gauge("budget_usd", "The day's limit for paid calls")
         self.spent_today = gauge("spent_today_usd", "Spent and reserved since midnight UTC")
         self.breaker = gauge("breaker_open", "1 while the target is not asked", "target")
@@ -77,30 +86,32 @@ class Telemetry:
         """Count one request's inputs."""
         child = self._child
         for outcome in outcomes:
-            child(self.inputs, task, outcome.source, outcome.degraded or "").inc()
+            source, degraded = outcome.source, outcome.degraded
+            child(self.inputs, task, source, degraded or "").inc()
+            child(self.latency, source).observe(seconds)
+            if outcome.local_us:
+                child(self.stage, "queue").observe(outcome.queue_us / 1e6)
+                child(self.stage, "local").observe(outcome.local_us / 1e6)
+            if outcome.cache_us:
+                child(self.stage, "cache").observe(outcome.cache_us / 1e6)
+            if source == "cache":
+                child(self.lookups, f"hit_{outcome.answered_by}").inc()
+            elif outcome.cache_us and self.caching:
+                child(self.lookups, "miss").inc()
+            if source == "local" and degraded is None and not outcome.coalesced:
+                continue
             if outcome.error is not None:
                 child(self.errors, outcome.error).inc()
-            child(self.latency, outcome.source).observe(seconds)
-            if outcome.source == "frontier":
+            if source == "frontier":
                 child(self.escalations, task, "answered").inc()
-            elif outcome.degraded is not None:
-                child(self.escalations, task, outcome.degraded).inc()
+            elif degraded is not None:
+                child(self.escalations, task, degraded).inc()
+            if outcome.frontier_us:
+                child(self.stage, "frontier").observe(outcome.frontier_us / 1e6)
             if outcome.saved_nano:
                 child(self.saved, task).inc(outcome.saved_nano / NANO_PER_USD)
             if outcome.coalesced:
                 self.coalesced.inc()
-            if outcome.source == "cache":
-                child(self.lookups, f"hit_{outcome.answered_by}").inc()
-            elif outcome.cache_us and self.caching:
-                child(self.lookups, "miss").inc()
-            for stage, took in (
-                ("cache", outcome.cache_us),
-                ("queue", outcome.queue_us),
-                ("local", outcome.local_us),
-                ("frontier", outcome.frontier_us),
-            ):
-                if took:
-                    child(self.stage, stage).observe(took / 1e6)
 
     def _child(self, metric: Counter | Histogram, *labels: str) -> Any:
         """`metric.labels(*labels)`, remembered: it takes a lock and is asked several times an input."""

@@ -15,16 +15,26 @@ from router.config_file import Loaded
 from router.paths import head_path, model_source
 from router.pipeline import TaskRoute
 
+#: Of the local deadline: as much work may wait for the local model, so that what is admitted is also answered in time.
+QUEUE_PART = 0.8
+#: Of what may wait, for one of several tenants.
+TENANT_SHARE = 0.5
+
 
 def model_settings(loaded: Loaded) -> ModelSettings:
     model = loaded.config.model
+    tenants = {key.tenant for key in loaded.config.auth.keys}
     return ModelSettings(
         source=model_source(loaded.path, model.source),
         revision=model.revision,
         engine=model.engine,
         device=model.device,
         threads=model.threads,
-        queue_items=model.queue_items,
+        precision=model.precision,
+        optimize=model.optimize,
+        queue_s=QUEUE_PART * loaded.config.server.local_deadline_ms / 1000,
+        queue_tokens=model.queue_tokens,
+        tenant_share=TENANT_SHARE if len(tenants) > 1 else 1.0,
         max_tokens=model.max_tokens,
     )
 
@@ -57,7 +67,9 @@ def make_provider(name: str, config: Config) -> Provider:
     )
 
 
-def task_route(name: str, config: Config, model: LocalModel, secret: bytes, chain: str) -> TaskRoute:
+def task_route(
+    name: str, config: Config, model: LocalModel, secret: bytes, chain: str, nano_per_us: float
+) -> TaskRoute:
     """Everything that changes an answer goes into its identity; the policy, applied on read, does not."""
     from providers.prompt import prompt_digest
 
@@ -69,6 +81,8 @@ def task_route(name: str, config: Config, model: LocalModel, secret: bytes, chai
     frontier_parts = {"prompt and labels": prompt_digest(labels, task.instructions), "providers": chain}
     return TaskRoute(
         info=info,
+        classifier=model,
+        nano_per_us=nano_per_us,
         labels=labels,
         label_names=frozenset(info.labels),
         instructions=task.instructions,

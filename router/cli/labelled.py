@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 TEXT_NAMES = ("text", "input", "message", "utterance", "sentence", "query", "question", "content", "body")
 LABEL_NAMES = ("label", "category", "class", "intent", "target", "gold", "tag")
-#: Words that hardly any English sentence does without.
-ENGLISH = re.compile(
-    r"\b(the|an?|is|are|was|be|to|of|in|on|for|and|or|not|my|your|i|you|it|we|me|this|that|what|how|why|when|where|can|"
-    r"do|does|did|have|has|with|at|by|from|as|if|will|would|there|been|but|so|no)\b"
-)
 SHOWN = 5  # lines named in one message
 
 
@@ -58,24 +51,7 @@ def read(path: Path, text_col: str | None = None, label_col: str | None = None) 
         notes.append(
             f"{len(found)} different labels in {len(texts)} rows: is {_name(header, label_at)} really the label column?"
         )
-    if (note := language_note(texts)) is not None:
-        notes.append(note)
     return Labelled(texts, labels, header[text_at].strip(), header[label_at].strip(), tuple(notes))
-
-
-def language_note(texts: Sequence[str]) -> str | None:
-    """A warning if the texts do not look English. A rough test: most sentences hold one of the commonest words."""
-    sentences = [text.lower() for text in texts if len(text.split()) >= 4]
-    letters = [char for text in texts for char in text if char.isalpha()]
-    foreign = sum(not char.isascii() for char in letters) > 0.1 * len(letters)
-    if len(sentences) >= 5:
-        foreign |= sum(ENGLISH.search(text) is not None for text in sentences) < 0.6 * len(sentences)
-    if not foreign:
-        return None
-    return (
-        "the texts do not look English (a rough test by common words), and the default encoder knows English only: "
-        "set [model] source to a multilingual encoder and run this again"
-    )
 
 
 def delimiter(path: Path, header: str) -> str:

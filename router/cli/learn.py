@@ -131,6 +131,7 @@ def _learn(
         engine=engine or model.engine,
         device=model.device,
         threads=model.threads,
+        precision=model.precision,
         provenance={"data": data.name},
         progress=show,
     )

@@ -11,15 +11,21 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+import structlog
 from click.core import ParameterSource
 
+from local_model.types import LoadError
 from router.cli.options import config_option, config_or_exit, load_or_exit, starting, stop
 from router.config_checks import is_loopback
-from router.config_file import Loaded, load_tree
+from router.config_file import ConfigError, Loaded, load, load_tree
+from router.problems import ProblemError
+
+if TYPE_CHECKING:
+    from router.service import Service
 
 #: For the supervisor: the model can't be loaded or has died; start me again.
 EXIT_MODEL = 70
@@ -108,6 +114,14 @@ def run(loaded: Loaded) -> int:
 
     async def main() -> None:
         started = asyncio.create_task(_announce_when_open())
+        reloads: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            task = asyncio.create_task(_reload(service, loaded))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         try:
             await server.serve(sockets=[listener])
             if server.force_exit:
@@ -141,6 +155,17 @@ def run(loaded: Loaded) -> int:
         click.echo(f"crossover: {fatal[0]}", err=True)
         return EXIT_MODEL
     return 0
+
+
+async def _reload(service: Service, first: Loaded) -> None:
+    """SIGHUP: read the config again and swap tasks and model; whatever is wrong is told, and changes nothing."""
+    log = structlog.get_logger("crossover")
+    try:
+        if not first.path.is_file():
+            raise LoadError("this service was started with --model: there is no config to read again")
+        await service.reload(await asyncio.to_thread(load, first.path))
+    except (ConfigError, LoadError, ProblemError) as error:
+        log.error("reload_failed", error=str(error), kept="the old config and model serve on")  # noqa: TRY400
 
 
 def _uvloop() -> Any:

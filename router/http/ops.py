@@ -18,7 +18,13 @@ from router.service import Service
 from router.types import Problem
 
 #: Label of `crossover_gpu_memory_bytes` -> key in the model's status.
-GPU_MEMORY = {"used": "device_used", "total": "device_total", "allocated": "allocated", "reserved": "reserved"}
+GPU_MEMORY = {
+    "used": "device_used",
+    "total": "device_total",
+    "allocated": "allocated",
+    "reserved": "reserved",
+    "peak": "peak",
+}
 READINESS = {"warming": "warming", "draining": "draining", "failed": "model-failed"}
 
 
@@ -135,7 +141,18 @@ def update_gauges(service: Service) -> None:
     telemetry = service.telemetry
     for lane in service.chain.status():
         telemetry.breaker.labels(lane["name"]).set(float(lane["breaker"] == "open"))
-    for encoder in service.model.status()["encoders"] if service.model else []:
+    if service.model is None:
+        return
+    status = service.model.status()
+    telemetry.queue_tokens.labels("waiting").set(status["waiting_tokens"])
+    telemetry.queue_tokens.labels("most").set(sum(encoder["queue_tokens"] for encoder in status["encoders"]))
+    by_source = (telemetry.model_parameters, telemetry.model_bytes, telemetry.batch_tokens, telemetry.out_of_memory)
+    keys = ("parameters", "artifact_bytes", "batch_tokens", "out_of_memory")
+    for gauge in by_source:
+        gauge.clear()  # an encoder may have been replaced
+    for encoder in status["encoders"]:
+        for gauge, key in zip(by_source, keys, strict=True):
+            gauge.labels(encoder["source"]).set(encoder[key])
         memory = encoder.get("device_memory", {})
         for kind, key in GPU_MEMORY.items():
             if key in memory:

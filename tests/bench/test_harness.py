@@ -79,3 +79,21 @@ def test_cpu_time_is_that_of_the_process_and_its_children(harness: Any) -> None:
         assert harness.Server("", os.getpid()).cpu_seconds() > 0
     finally:
         process.communicate(b"\n")
+
+
+def test_a_bench_that_is_told_to_end_takes_its_children_along(harness: Any, tmp_path: Path) -> None:
+    script = f"""
+import pathlib, sys, time
+sys.path.insert(0, {str(Path(harness.__file__).parent)!r})
+import harness
+sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+with harness.child(sleeper, pathlib.Path({str(tmp_path / "log")!r})) as process:
+    print(process.pid, flush=True)
+    time.sleep(60)
+"""
+    bench = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert bench.stdout is not None
+    child = harness.psutil.Process(int(bench.stdout.readline()))
+    bench.terminate()
+    bench.communicate(timeout=30)
+    assert not child.is_running()

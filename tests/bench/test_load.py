@@ -149,3 +149,40 @@ def test_percentiles_are_nearest_ranks(load: Any) -> None:
 def test_a_head_without_a_known_length_is_refused(load: Any, head: bytes) -> None:
     with pytest.raises(ValueError, match=r"HTTP/1|unpack|Content-Length"):
         load.parse_head(head)
+
+
+def test_in_an_open_loop_requests_leave_at_their_times_and_slow_answers_hold_none_back(load: Any, server: Tiny) -> None:
+    times = [0.02 * n for n in range(20)]
+    orders = ["hang", *[None] * 19]  # the first is never answered
+    requests = [load.request(server.url, {"number": n, "do": do}) for n, do in enumerate(orders)]
+    begun = time.perf_counter()
+    replies, late = load.arrive(server.url, requests, times, patience=0.3)
+    assert {reply.number: reply.status for reply in replies} == {0: 0} | dict.fromkeys(range(1, 20), 200)
+    assert len(late) == 20
+    assert late == sorted(late)
+    for reply in replies:
+        assert reply.started == pytest.approx(begun + times[reply.number], abs=0.2), "counted from when it was due"
+    assert all(server.served[number][0] >= begun + times[number] for number in range(1, 20))
+    assert len(server.connections) < 20, "connections are used again"
+
+
+def test_in_an_open_loop_a_request_that_could_not_be_sent_in_time_counts_its_delay(load: Any, server: Tiny) -> None:
+    requests = [load.request(server.url, {"number": n}) for n in range(3)]
+    replies, late = load.arrive(server.url, requests, [-0.5, -0.5, 0.0], patience=5)
+    took = {reply.number: reply.ended - reply.started for reply in replies}
+    assert took[0] > 0.5
+    assert took[1] > 0.5
+    assert took[2] < 0.5
+    assert late[-1] > 0.5
+
+
+def test_in_an_open_loop_nobody_listening_and_broken_connections_are_failures(load: Any, server: Tiny) -> None:
+    orders = ["drop", "fail", None]
+    requests = [load.request(server.url, {"number": n, "do": do}) for n, do in enumerate(orders)]
+    replies, _ = load.arrive(server.url, requests, [0.0, 0.1, 0.2], patience=5)
+    assert {reply.number: reply.status for reply in replies} == {0: 0, 1: 500, 2: 200}
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        replies, _ = load.arrive(url, [load.request(url, {})], [0.0], patience=5)
+    assert [reply.status for reply in replies] == [0]

@@ -25,7 +25,7 @@ def classifier(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "keywords":
         yield KeywordClassifier({"banking": {"lost": ["lost"], "pin": ["pin"], "arrival": ["arrive"]}}, queue_items=8)
         return
-    settings = ModelSettings(queue_items=8)
+    settings = ModelSettings(queue_tokens=64)
     model = LocalModel.load(settings, [TaskSpec("banking", head=HEAD)], cache_dir=cache_dir())
     yield model
     model.close()
@@ -90,6 +90,30 @@ def test_a_deadline_in_the_past_is_not_computed(classifier: Any) -> None:
             await future
 
     asyncio.run(main())
+
+
+def test_whoever_asks_gets_the_same_answer_and_who_leaves_takes_nobodys(classifier: Any) -> None:
+    """In use by several at once, for two tenants; one caller goes away."""
+
+    async def main() -> None:
+        started(classifier)
+        with classifier, classifier:
+            (mine,) = classifier.submit("banking", TEXTS[:1], truncate=False, deadline=None, tenant="a")
+            gone, theirs = classifier.submit("banking", TEXTS[:1] * 2, truncate=False, deadline=None, tenant="b")
+            gone.cancel()
+            assert (await mine).top == (await theirs).top
+            assert gone.cancelled()
+
+    asyncio.run(main())
+
+
+def test_the_figures_have_the_same_names(classifier: Any) -> None:
+    """What the metrics read."""
+    names = (
+        "waiting waiting_tokens running batches texts expired failed out_of_memory cancelled batch_tokens queue_tokens"
+    )
+    assert set(classifier.stats()) == set(names.split())
+    assert set(names.split()) | {"healthy", "notes", "encoders", "tasks"} == set(classifier.status())
 
 
 def test_admission_takes_all_or_none(classifier: Any) -> None:

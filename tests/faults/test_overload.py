@@ -13,7 +13,7 @@ def test_more_than_the_queue_holds_is_refused_and_the_service_is_well_afterwards
     serve: Callable[..., Any], banking: str
 ) -> None:
     """200 or 429 with Retry-After for each of many batch requests at once; then everything is answered again."""
-    service = serve(f'{banking}[cache]\nurl = "off"\n[model]\nqueue_items = 16\n')
+    service = serve(f'{banking}[cache]\nurl = "off"\n[model]\nqueue_tokens = 128\n')
 
     async def flood() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:

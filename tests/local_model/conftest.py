@@ -51,7 +51,7 @@ def _tokenizer(folder: Path) -> None:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_model(kind, **config)`: a random classifier: bert, distilbert, roberta, modernbert or deberta."""
+    """`tiny_model(kind, **config)`: a random bert, distilbert, roberta, xlm-roberta, modernbert or deberta."""
 
     def make(kind: str = "bert", *, classifier: bool = True, **config: Any) -> Path:
         import torch
@@ -62,24 +62,18 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         torch.manual_seed(3)
         shared = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 40, "initializer_range": 0.4, **config}
         bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, **shared}
-        settings: Any
-        if kind == "bert":
-            settings = transformers.BertConfig(**bert)
-            cls: Any = transformers.BertForSequenceClassification if classifier else transformers.BertModel
-        elif kind == "distilbert":
-            settings = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, **shared)
-            cls = transformers.DistilBertForSequenceClassification
-        elif kind == "roberta":
-            settings = transformers.RobertaConfig(**bert)
-            cls = transformers.RobertaForSequenceClassification
-        elif kind == "modernbert":
-            settings = transformers.ModernBertConfig(**bert, pad_token_id=0, local_attention=6)
-            cls = transformers.ModernBertForSequenceClassification
-        else:
-            relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
-            settings = transformers.DebertaV2Config(**{**bert, "initializer_range": 0.1}, **relative)
-            cls = transformers.DebertaV2ForSequenceClassification
-        cls(settings).save_pretrained(folder)
+        relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
+        name, settings = {
+            "bert": ("Bert", bert),
+            "distilbert": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, **shared}),
+            "roberta": ("Roberta", bert),
+            "xlm-roberta": ("XLMRoberta", bert),
+            "modernbert": ("ModernBert", {**bert, "pad_token_id": 0, "local_attention": 6}),
+            "deberta": ("DebertaV2", {**bert, "initializer_range": 0.1, **relative}),
+        }[kind]
+        cls: Any = getattr(transformers, f"{name}ForSequenceClassification" if classifier else f"{name}Model")
+        made = getattr(transformers, f"{name}Config")(**settings)
+        cls(made).save_pretrained(folder)
         _tokenizer(folder)
         return folder
 

@@ -8,11 +8,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from local_model.heads import read_manifest
+from local_model import encoder, gate, learning, tokenize
+from local_model.heads import load_head, read_manifest
 from local_model.model import LocalModel, ModelSettings, TaskSpec
 from local_model.training import fit_head, text_key
 from router.cli import labelled
@@ -216,16 +218,113 @@ def test_columns_are_found_by_name_by_option_or_by_order(
     assert (found.texts[:2], found.labels[:2]) == (["a", "b"], ["x", "y"])
 
 
-def test_texts_that_do_not_look_english_are_warned_about() -> None:
-    english = ["where is my new card now", "i can not log in to the app", "please send me the invoice again"] * 3
-    german = [
-        "wo bleibt denn meine neue karte",
-        "ich kann mich nicht anmelden",
-        "bitte rechnung noch einmal senden",
-    ] * 3
-    assert labelled.language_note(english) is None
-    assert "English" in (labelled.language_note(german) or "")
-    assert "English" in (labelled.language_note(["где моя карта"]) or "")
+GERMAN = """Wo bleibt denn meine neue Karte?
+Ich kann mich seit gestern nicht mehr anmelden.
+Bitte schicken Sie mir die Rechnung noch einmal.
+Die Überweisung ist nicht angekommen.
+Wie lange dauert die Lieferung nach Österreich?
+Warum wurde mir dieser Betrag zweimal abgebucht?""".splitlines()
+CHINESE = ["我的银行卡丢了，怎么办？", "为什么转账还没有到账？", "如何更改我的密码？", "我想取消订阅。"]
+ENGLISH = [line.rpartition(",")[0] for line in ROWS.splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "foreign"),
+    [
+        (ENGLISH, False),
+        ([f"{text} 😀👍🏽 ❤️" for text in ENGLISH], False),
+        (["ERR_1182 0x7f3a", "/usr/lib/x86_64/libfoo.so.3", "GET /v1/a?b=c 404"], False),
+        (["naïve café owners love crème brûlée", "the façade of the hotel is new"], False),
+        (GERMAN, True),
+        (CHINESE, True),
+        ([*ENGLISH[:6], *GERMAN, *CHINESE], True),
+        (["Где моя карта?"], True),
+    ],
+)
+def test_learn_warns_of_texts_that_the_default_encoder_does_not_know(
+    texts: list[str], foreign: bool, cache_dir: Path
+) -> None:
+    found = encoder.find()
+    note = learning.language_note(texts, found, tokenize.load(found, cache_dir))
+    assert (note is not None) == foreign
+    if note is not None:
+        assert learning.MULTILINGUAL in note
+
+
+def test_an_encoder_of_ones_own_gets_no_warning_about_language(cache_dir: Path) -> None:
+    found = encoder.find()
+    tokens = tokenize.load(found, cache_dir)
+    assert learning.language_note(GERMAN, msgspec.structs.replace(found, source="my/multilingual"), tokens) is None
+
+
+# --- the quality gate
+
+
+def fit(folder: Path, cache_dir: Path, **options: Any) -> learning.Learned:
+    rows = [line.rpartition(",") for line in ROWS.splitlines()[1:]]
+    return learning.learn(
+        "tickets",
+        [text for text, _, _ in rows],
+        [label for _, _, label in rows],
+        encoder=encoder.find(),
+        folder=folder,
+        cache_dir=cache_dir,
+        device="cpu",
+        **options,
+    )
+
+
+def test_a_head_folder_keeps_what_each_engine_costs_and_how_it_answers_the_probes(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "SPEED_ROWS", 10)
+    fit(tmp_path, cache_dir)
+    engines = read_manifest(tmp_path).engines
+    int8, fp32 = engines["onnx-int8"].quality, engines["torch-fp32"].quality
+    assert int8 is not None
+    assert fp32 is not None
+    assert (fp32.label_agreement, fp32.largest_shift, fp32.accuracy_lost) == (1, 0, 0)
+    assert 0.8 <= int8.label_agreement <= 1
+    assert 0 < int8.largest_shift < 0.5
+    assert int8.texts == fp32.texts == 20
+    assert int8.accuracy is not None
+    assert fp32.texts_per_second
+    assert gate.verdict(int8) == []
+    for kind in ("onnx-int8", "torch-fp32"):
+        found = load_head(tmp_path, kind, encoder.find())  # type: ignore[arg-type]
+        assert found.probes is not None
+        assert found.probes.shape == (32, 3)
+        assert np.allclose(found.probes.sum(axis=1), 1, atol=1e-5)
+
+
+def test_many_rows_are_held_against_fp32_by_a_sample_without_a_second_head(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "CHEAP_ROWS", 0)
+    monkeypatch.setattr(learning, "GATE_ROWS", 15)
+    assert list(fit(tmp_path, cache_dir).fitted) == ["onnx-int8"]
+    quality = read_manifest(tmp_path).engines["onnx-int8"].quality
+    assert quality is not None
+    assert quality.texts == 15
+
+
+def test_where_int8_fails_the_gate_torch_gets_a_head_and_comes_first(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "CHEAP_ROWS", 0)
+    monkeypatch.setattr(gate, "verdict", lambda quality: ["made to fail"] if quality.largest_shift else [])
+    learned = fit(tmp_path, cache_dir)
+    assert list(learned.fitted) == ["torch-fp32", "onnx-int8"]
+    assert any("onnx-int8 fails the quality gate: made to fail" in note for note in learned.notes)
+    assert load_head(tmp_path, "torch-fp32", encoder.find()).probes is not None
+
+
+def test_rows_that_can_not_be_held_out_leave_the_quality_unknown(tmp_path: Path, cache_dir: Path) -> None:
+    learning.learn(
+        "t", ["yes please", "no thanks"], ["yes", "no"], encoder=encoder.find(), folder=tmp_path, cache_dir=cache_dir,
+        device="cpu", engine="torch",
+    )  # fmt: skip
+    assert read_manifest(tmp_path).engines["torch-fp32"].quality is None
 
 
 # --- fitting

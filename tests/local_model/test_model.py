@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import local_model
+from local_model import encoder as encoders
+from local_model.heads import save_head
 from local_model.model import LocalModel, ModelSettings, TaskSpec
 from local_model.types import EngineFailed, LoadError, OverLength, Prediction, QueueFull
 
@@ -148,13 +150,14 @@ def test_a_cut_text_says_so_and_one_that_is_too_long_is_refused_alone(cache_dir:
 
 
 def test_a_request_that_does_not_fit_the_queue_is_refused_whole(cache_dir: Path) -> None:
-    model = load(cache_dir, engine="onnx", threads=1, queue_items=2)
+    model = load(cache_dir, engine="onnx", threads=1, queue_tokens=20)
 
     async def body() -> None:
         first = model.submit("banking", ["one"] * 50, truncate=False, deadline=None)
         with pytest.raises(QueueFull):
             model.submit("banking", ["two"], truncate=False, deadline=None)
-        await asyncio.gather(*first)
+        assert len(await asyncio.gather(*first)) == 50
+        assert isinstance((await ask(model, ["two"]))[0], Prediction)
 
     run(model, body)
 
@@ -200,3 +203,121 @@ def test_scores_that_are_not_finite_are_an_error_and_never_an_answer(cache_dir: 
         assert isinstance(fine, Prediction)
 
     run(model, body)
+
+
+# --- one model beside another
+
+
+@pytest.fixture
+def version(tiny_model: Callable[..., Path], cache_dir: Path, tmp_path: Path) -> Callable[..., LocalModel]:
+    """`version(n, beside=…, **settings)`: a model whose head says "good" of every text.
+
+    Even versions have it as their first label, odd ones as their second: who reads one's scores with the other's labels
+    finds "bad".
+    """
+    source = tiny_model("bert", classifier=False)
+    encoder = encoders.find(str(source))
+
+    def make(number: int, *, beside: LocalModel | None = None, **settings: Any) -> LocalModel:
+        good = number % 2
+        head = tmp_path / f"head-{number}"
+        bias = np.full(2, -5.0, np.float32)
+        bias[good] = 5.0
+        labels = ("bad", "good") if good else ("good", "bad")
+        weight = np.zeros((2, encoder.hidden), np.float32)
+        save_head(head, task="t", labels=labels, encoder=encoder, fitted={"torch-fp32": (weight, bias, 1.0, {})})
+        chosen = ModelSettings(
+            source=str(source), engine="torch", device="cpu", threads=1, queue_tokens=10_000, **settings
+        )
+        return LocalModel.load(chosen, [TaskSpec("t", head)], cache_dir=cache_dir, beside=beside)
+
+    return make
+
+
+async def judged(model: LocalModel, texts: list[str]) -> list[str]:
+    labels = model.task("t").labels
+    found = await asyncio.gather(*model.submit("t", texts, truncate=True, deadline=None))
+    return [labels[int(answer.probabilities.argmax())] for answer in found]
+
+
+def test_a_model_beside_another_shares_its_encoder_and_closing_one_leaves_the_other(
+    version: Callable[..., LocalModel],
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        first = version(0)
+        first.warm()
+        first.start(loop)
+        second, other = version(1, beside=first), version(2, beside=first, max_tokens=20)
+        assert second._stations == first._stations
+        assert other._stations != first._stations, "other settings, another engine"
+        assert second.task("t").identity != first.task("t").identity
+        second.warm()
+        second.start(loop)
+        await asyncio.to_thread(first.close)
+        await asyncio.to_thread(first.close)
+        assert second.healthy
+        assert await judged(second, ["film"] * 3) == ["good"] * 3
+        never_started = version(3, beside=second)
+        await asyncio.to_thread(never_started.close)
+        assert second.healthy
+        await asyncio.to_thread(other.close)
+        assert await judged(second, ["film"]) == ["good"]
+        await asyncio.to_thread(second.close)
+        assert not second.healthy
+        with pytest.raises(EngineFailed):
+            await judged(second, ["film"])
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_model_is_idle_when_the_last_who_uses_it_is_done(onnx: LocalModel) -> None:
+    async def main() -> None:
+        await onnx.idle()
+        with onnx:
+            with onnx:
+                waits = asyncio.create_task(onnx.idle())
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not waits.done()
+        await waits
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_swapping_under_load_fails_no_request_and_mixes_no_versions(version: Callable[..., LocalModel]) -> None:
+    """The head is swapped, and then the encoder's settings with it: what was begun on the old one ends there."""
+    swaps, answers = 8, list[tuple[int, list[str]]]()
+
+    async def main() -> None:
+        loop, answered, done = asyncio.get_running_loop(), asyncio.Event(), False
+        serving = 0, version(0)
+        serving[1].warm()
+        serving[1].start(loop)
+
+        async def client(size: int) -> None:
+            while not done:
+                number, model = serving
+                with model:
+                    answers.append((number, await judged(model, ["very good film"] * size)))
+                answered.set()
+
+        clients = [asyncio.create_task(client(size)) for size in (1, 1, 1, 12, 40)]
+        for number in range(1, swaps + 1):
+            settings = {"max_tokens": 20 + number} if number % 4 == 0 else {}
+            new = await asyncio.to_thread(version, number, beside=serving[1], **settings)
+            await asyncio.to_thread(new.warm)
+            new.start(loop)
+            (_, old), serving = serving, (number, new)
+            await old.idle()
+            await asyncio.to_thread(old.close)
+            while answers[-1][0] != number:
+                answered.clear()
+                await answered.wait()
+        done = True
+        await asyncio.gather(*clients)
+        await asyncio.to_thread(serving[1].close)
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+    assert {number for number, _ in answers} == set(range(swaps + 1)), "each version served"
+    assert all(set(labels) == {"good"} for _, labels in answers)

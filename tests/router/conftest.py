@@ -58,6 +58,8 @@ class Bench:
         info = self.classifier.task("t")
         self.route = TaskRoute(
             info=info,
+            classifier=self.classifier,
+            nano_per_us=2.0,
             labels=tuple(Label(name) for name in info.labels),
             label_names=frozenset(info.labels),
             instructions="",
@@ -68,12 +70,10 @@ class Bench:
         )
         self.pipeline = Pipeline(
             cache=self.cache,
-            classifier=self.classifier,
             frontier=self.frontier,
             ledger=self.books,
             digest=lambda tenant, text: f"{tenant}/{text}".encode(),
             local_deadline_s=1.0,
-            nano_per_local_us=2.0,
             on_ledger_error=self.ledger_errors.append,
         )
         self._count = 0

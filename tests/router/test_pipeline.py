@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cost.ledger import Ledger
 from local_model.types import EngineFailed, NotFinite
 from providers.types import FrontierUnavailable
 from router.problems import ProblemError
@@ -373,26 +376,22 @@ def test_a_local_model_that_hangs_does_not_hold_a_request_beyond_its_deadline(be
     run(scenario)
 
 
-def test_books_that_hang_do_not_hold_an_answer_beyond_its_deadline(bench: Any) -> None:
-    """The answer leaves, the failure is reported, the writing goes on."""
+def test_books_that_hang_do_not_hold_an_answer_beyond_its_deadline(bench: Any, tmp_path: Path) -> None:
+    """The answer leaves, the failure is reported, the writing goes on once it can."""
 
     async def scenario() -> None:
         b = bench()
-        gate = asyncio.Event()
-        record = b.books.record
-
-        async def slow(rows: Any) -> None:
-            await gate.wait()
-            await record(rows)
-
-        b.books.record = slow
+        ledger = b.pipeline._ledger = Ledger.open(tmp_path / "l.db", busy_ms=20_000)
+        other = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
         async with asyncio.timeout(5):
             (outcome,) = await b.ask(SURE, seconds=0.1)
         assert outcome.label == "lost"
         assert len(b.ledger_errors) == 1
-        gate.set()
-        while not b.books.rows:
-            await asyncio.sleep(0)
+        other.execute("ROLLBACK")
+        await asyncio.to_thread(ledger.close)
+        assert other.execute("SELECT label FROM inputs").fetchall() == [("lost",)]
+        other.close()
 
     run(scenario)
 
