@@ -73,10 +73,10 @@ def padded(batch: Ids) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def export_one(shop: Workshop) -> None:
     """one.onnx: input_ids (1, length), fp32."""
-    from local_model import onnx_engine
+    from local_model import onnx_graph
 
     with quiet():
-        onnx_engine.export(encoders.find(shop.source), shop.folder / "one.onnx")
+        onnx_graph.export(encoders.find(shop.source), shop.folder / "one.onnx")
 
 
 def export_padded(shop: Workshop) -> None:
@@ -131,7 +131,7 @@ def onnx_fp32(shop: Workshop, batch: int) -> Forward:
 
 def onnx_dynamic(shop: Workshop, batch: int) -> Forward:
     """The router's quantization, on the graph that takes batches."""
-    from local_model.onnx_engine import has_vnni, quantize
+    from local_model.onnx_graph import has_vnni, quantize
 
     source, made = (shop.folder / f"dynamic-{batch}-{part}.onnx" for part in ("source", "int8"))
     shutil.copy(graph(shop, batch), source)

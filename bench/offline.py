@@ -32,7 +32,8 @@ import local_model
 from local_model import encoder as encoders
 from local_model.encoder import DEFAULT, Encoder
 from local_model.heads import load_head
-from local_model.onnx_engine import artifact, has_vnni, ort, quantize
+from local_model.onnx_engine import artifact
+from local_model.onnx_graph import has_vnni, open_session, ort, quantize
 from router.paths import cache_dir
 
 HEAD = Path(local_model.__file__).parent / "heads" / "banking77"
@@ -72,7 +73,7 @@ class Text:
     def __init__(self, inside: int) -> None:
         encoder = default_encoder()
         folder = artifact(encoder, cache_dir(), lambda _: None)[0]
-        self.session = session(folder / "model.onnx", inside)
+        self.session = open_session(folder / "model.onnx", threads=inside)
         self.tokenizer = Tokenizer.from_file(str(encoder.path / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(encoder.max_tokens)
@@ -87,15 +88,6 @@ class Text:
 
 def default_encoder() -> Encoder:
     return encoders.find(DEFAULT)
-
-
-def session(graph: Path, inside: int) -> ort.InferenceSession:
-    """With the engine's options but for the threads inside a forward."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = inside
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 def labeller(encoder: Encoder) -> Callable[[Any], list[tuple[str, float]]]:
@@ -198,7 +190,7 @@ def serve(graph: Path) -> None:
                 work = lambda each, text=text: bool(text.classify(each))  # noqa: E731
         else:
             if layout.inside not in batched:
-                batched[layout.inside] = session(graph, layout.inside)
+                batched[layout.inside] = open_session(graph, threads=layout.inside)
             items = cut(texts, layout.batch)
 
             def work(batch: Sequence[str], run: Any = batched[layout.inside].run) -> int:

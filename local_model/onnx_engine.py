@@ -10,12 +10,9 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
-import platform
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,23 +22,19 @@ import msgspec
 import numpy as np
 from safetensors import SafetensorError
 
-# Since 1.31 a session keeps a device id and events for its vendor in the user's cache folder, unless this is set before
-# the import (the function that should turn it off does not).
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort
-
 from local_model import gate, probes, tokenize
 from local_model.encoder import Encoder, sha256_file
 from local_model.engines import ExportFailed, Kind, Output
 from local_model.heads import model_head
+from local_model.onnx_graph import export, first_line, has_vnni, open_session, quantize, quiet_exporters
 from local_model.types import LoadError
 
 if TYPE_CHECKING:
-    from local_model.network import Network
+    import onnxruntime as ort
 
 log = logging.getLogger(__name__)
 
-RECIPE = "int8-3"  # of export and quantization: a change makes new artifacts
+RECIPE = "int8-4"  # of export and quantization: a change makes new artifacts
 FILES = "2"  # of what lies beside the graph: a change makes new artifacts, of the same answers
 
 
@@ -131,7 +124,7 @@ def _load(folder: Path) -> Artifact:
         rows, then = probes.load(folder / "probes.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
-    session = _session(folder / "model.onnx")
+    session = open_session(folder / "model.onnx")
     off = probes.distance(_run(session, rows).embeddings, then)
     if off > probes.BROKEN:
         raise _Damaged(f"its embeddings of the probe texts are off by {off:.2g}")
@@ -153,20 +146,6 @@ def _run(session: ort.InferenceSession, batch: Sequence[Sequence[int]]) -> Outpu
     return Output(embeddings, np.concatenate([row[1] for row in rows]) if len(rows[0]) > 1 else None)
 
 
-def has_vnni() -> bool:
-    """Without VNNI, x86 adds u8 x s8 products in 16 bits, which overflow: weights are then kept to 7 bits.
-
-    Source: onnxruntime, "Quantize ONNX models", on reduce_range.
-    """
-    if platform.machine() not in {"x86_64", "AMD64"}:
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
-
-
 def _make(encoder: Encoder, folder: Path, cache_dir: Path, reduce_range: bool, progress: Callable[[str], None]) -> None:
     """Export, quantize, let it answer the probe texts, then move it to its place in one step."""
     rows = probes.token_ids(tokenize.load(encoder, cache_dir))
@@ -175,19 +154,19 @@ def _make(encoder: Encoder, folder: Path, cache_dir: Path, reduce_range: bool, p
         fp32, made = Path(scratch) / "fp32.onnx", Path(scratch) / "made"
         made.mkdir()
         try:
-            with _quiet_exporters():
+            with quiet_exporters():
                 progress(f"exporting {encoder.source} to ONNX (once)")
                 parameters = export(encoder, fp32)
                 progress("quantizing to int8 (once)")
                 quantize(fp32, made / "model.onnx", reduce_range=reduce_range)
-                output = _run(_session(made / "model.onnx"), rows)
+                output = _run(open_session(made / "model.onnx"), rows)
                 quality = None if encoder.labels is None else _quality(encoder, rows, output)
         except LoadError:
             raise
         except Exception as error:
             # exporters raise whatever the model's code raises; their messages run over pages
             log.debug("the export of %s failed", encoder.source, exc_info=True)
-            raise ExportFailed(_first_line(error)) from error
+            raise ExportFailed(first_line(error)) from error
         probes.save(made / "probes.safetensors", rows, output)
         manifest = {
             "encoder": encoder.digest,
@@ -220,92 +199,6 @@ def _quality(encoder: Encoder, rows: Sequence[Sequence[int]], output: Output) ->
     return gate.measure(head.probabilities(output), head.probabilities(fp32))
 
 
-def export(encoder: Encoder, target: Path) -> int:
-    """Write the fp32 graph: input_ids (1, length) to embedding (1, hidden), logits (1, labels).
-
-    Gives the number of parameters.
-    """
-    import torch
-
-    from local_model.network import build, one_text
-
-    network = build(encoder)
-    example = torch.full((1, 16), 5, dtype=torch.long)
-    length = torch.export.Dim("length", min=2, max=encoder.limit)
-    with torch.no_grad(), one_text(network):
-        torch.onnx.export(
-            network,
-            (example,),
-            str(target),
-            dynamo=True,
-            input_names=["input_ids"],
-            # "embedding" is a name that the exporter gives to a node of its own
-            output_names=["pooled", "class_logits"][: 1 + network.classifies],
-            dynamic_shapes={"input_ids": {1: length}},
-            verbose=False,
-        )
-    _same_as_torch(network, target, sorted({3, min(40, encoder.max_tokens), encoder.max_tokens}))
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _same_as_torch(network: Network, graph: Path, lengths: Sequence[int]) -> None:
-    """An export may succeed with the example's length baked in: compare with torch at others."""
-    import torch
-
-    session = _session(graph)
-    for length in lengths:
-        ids = np.arange(length, dtype=np.int64)[None, :] % 20
-        ours = session.run(None, {"input_ids": ids})
-        with torch.no_grad():
-            theirs = network(torch.from_numpy(ids))
-        for mine, wanted in zip(ours, theirs, strict=True):
-            if not np.allclose(mine, wanted.numpy(), rtol=1e-3, atol=1e-3):
-                raise ExportFailed(f"the exported graph differs from torch at {length} tokens")
-
-
-def quantize(source: Path, target: Path, *, reduce_range: bool) -> None:
-    """Dynamic int8, a weight scale per output channel. `source` is rewritten on the way."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    graph = onnx.load(source, load_external_data=False)
-    # The quantizer transposes the weights of a Gemm and then trips over the exporter's notes of their old shapes.
-    del graph.graph.value_info[:]
-    onnx.save(graph, source)
-    ranks = {weight.name: len(weight.dims) for weight in graph.graph.initializer}
-    # A Gemm works on the pooled vector alone (pooler, classifier): nothing to win there, and scores to lose. Constants
-    # of three dimensions (DeBERTa's positions) have no kernel that takes a scale per channel.
-    kept = [
-        node.name
-        for node in graph.graph.node
-        if node.op_type == "Gemm" or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
-    ]
-    quantize_dynamic(
-        source,
-        target,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        reduce_range=reduce_range,
-        nodes_to_exclude=kept,
-    )
-
-
-def _session(file: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; its warnings are about nodes it keeps on the CPU
-    try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no public base
-        raise ExportFailed(f"onnxruntime can't load {file.name}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
 @contextlib.contextmanager
 def _lock(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Held by one process (or thread) at a time; let go by the system if it dies."""
@@ -316,22 +209,3 @@ def _lock(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
             waiting()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _quiet_exporters() -> Iterator[None]:
-    """The exporters warn about packages that are not needed, and log to the root logger, which would install a handler
-    there that doubles every line of the application's own log.
-    """
-    root = logging.getLogger()
-    handler = logging.NullHandler()
-    root.addHandler(handler)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        root.removeHandler(handler)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-from local_model import encoder, onnx_engine, probes, tokenize
+from local_model import encoder, onnx_engine, onnx_graph, probes, tokenize
 from local_model.engines import Kind, Made, Output, candidates, choose_and_open, measured, open_engine
 from local_model.gate import Quality
 from local_model.model import LocalModel, ModelSettings, TaskSpec
@@ -47,9 +47,9 @@ def test_a_classifier_folder_answers_on_onnx_as_in_torch(
     assert (int8.logits.argmax(axis=1) == torch.logits.argmax(axis=1)).all()
     assert (int8.embeddings * torch.embeddings).sum(axis=1).min() > 0.95
 
-    with onnx_engine._quiet_exporters():
-        onnx_engine.export(found, tmp_path / "fp32.onnx")
-    session = onnx_engine._session(tmp_path / "fp32.onnx")
+    with onnx_graph.quiet_exporters():
+        onnx_graph.export(found, tmp_path / "fp32.onnx")
+    session = onnx_graph.open_session(tmp_path / "fp32.onnx")
     tokens = tokenize.load(found, tmp_path)
     if kind != "deberta":  # attention of its own
         operators = {node.op_type for node in onnx.load(tmp_path / "fp32.onnx").graph.node}
@@ -63,9 +63,9 @@ def test_a_sliding_window_survives_the_export(tiny_model: Callable[..., Path], t
     """Only what padding needs is left out of the graph."""
     folder = tiny_model("modernbert", num_labels=3)
     found = encoder.find(str(folder))
-    with onnx_engine._quiet_exporters():
-        onnx_engine.export(found, tmp_path / "fp32.onnx")
-    session = onnx_engine._session(tmp_path / "fp32.onnx")
+    with onnx_graph.quiet_exporters():
+        onnx_graph.export(found, tmp_path / "fp32.onnx")
+    session = onnx_graph.open_session(tmp_path / "fp32.onnx")
     engine = open_engine(found, name="torch", device="cpu", cache_dir=tmp_path).engine
     ids = [2, *range(4, 20), *range(4, 20), 3]
     wanted = engine.forward([ids]).logits
@@ -429,7 +429,7 @@ def test_a_model_too_large_for_fp32_is_not_compared_and_still_served(
 
 def test_each_giant_has_one_door() -> None:
     """torch, transformers and onnxruntime are imported by the engines and by the network that they run, only."""
-    doors = {"network.py", "torch_engine.py", "graphs.py", "onnx_engine.py"}
+    doors = {"network.py", "torch_engine.py", "graphs.py", "onnx_graph.py"}
     giants = {"torch", "transformers", "onnxruntime", "onnx"}
     found = {}
     for file in Path(onnx_engine.__file__).parent.glob("*.py"):
