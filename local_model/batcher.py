@@ -35,7 +35,8 @@ OnBatch = Callable[[int, int, int], None]
 class Batcher:
     """`start`, `admit`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of its own.
 
-    `claim`: how many batches a thread takes at once while many wait; their answers are delivered together.
+    `claim`: how many batches a thread takes at once while many wait; their answers are delivered together. Batches of
+    one text are then given to `run` together, which must compute them one after another.
     """
 
     def __init__(
@@ -231,6 +232,8 @@ class Batcher:
                         break
                     batches.append(batch)
                 self._tell_expired()
+                if scheduler.max_items == 1 and len(batches) > 1:  # nothing is shared but the work around the forwards
+                    batches = [[job for batch in batches for job in batch]]
                 if batches:
                     self._running[me] = (now, [job for batch in batches for job in batch])
                     return batches

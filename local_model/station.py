@@ -39,8 +39,8 @@ class Profile(NamedTuple):
 
 
 PROFILES: dict[Optimize, Profile] = {
-    "latency": Profile(batch=0.5, linger_s=0.0, claim=1),
-    "throughput": Profile(batch=1.0, linger_s=0.002, claim=4),
+    "latency": Profile(batch=0.5, linger_s=0.0, claim=4),
+    "throughput": Profile(batch=1.0, linger_s=0.002, claim=8),
 }
 
 

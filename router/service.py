@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -150,6 +151,7 @@ class Service:
             on_ledger_error=self._ledger_failed,
         )
         self.telemetry.queue.set_function(lambda: float(self.model.stats()["waiting"]) if self.model else 0.0)
+        gc.freeze()  # what was loaded stays: searching it for garbage again and again stops all threads
         self.state = "ready"
         log.info("ready", tasks=list(self.tasks), seconds=round(time.time() - self.started, 1))
 

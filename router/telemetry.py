@@ -8,6 +8,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, cast
 
 import msgspec
@@ -161,15 +162,28 @@ class Lines:
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+_lines: Lines | None = None  # where JSON lines go
+
+
+def log_request(**fields: Any) -> None:
+    """The line of a request. As JSON it goes the straight way: processors took a tenth of the loop's time."""
+    if _lines is None:
+        structlog.get_logger("crossover.request").info("request", **fields)
+        return
+    moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    _lines.write(_encode({**fields, "event": "request", "level": "info", "timestamp": moment}) + b"\n")
+    _lines.flush()
 
 
 def configure_logging(level: str = "info", *, terminal: bool | None = None) -> None:
     """One JSON line an event on stderr, or a readable one on a terminal. Library loggers are kept at WARNING: they
     would log request bodies (litestar's does by default) and URLs."""
+    global _lines
     pretty = sys.stderr.isatty() if terminal is None else terminal
+    _lines = None if pretty else Lines()
     renderer: Any = structlog.dev.ConsoleRenderer() if pretty else _render
     factory: Any = (
-        structlog.PrintLoggerFactory(sys.stderr) if pretty else structlog.BytesLoggerFactory(cast("BinaryIO", Lines()))
+        structlog.PrintLoggerFactory(sys.stderr) if pretty else structlog.BytesLoggerFactory(cast("BinaryIO", _lines))
     )
     structlog.configure(
         processors=[

@@ -104,6 +104,7 @@ def run(loaded: Loaded) -> int:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # nothing here asks who the client is
             timeout_graceful_shutdown=config.drain_s,
         )
     )

@@ -14,7 +14,6 @@ import time
 from typing import Any, TypedDict, cast
 
 import msgspec
-import structlog
 from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import HTTPScope, Receive, Scope, Send
@@ -24,10 +23,8 @@ from router.http.errors import MEDIA_TYPE, as_problem, problem_headers
 from router.outcome import Outcome
 from router.problems import ProblemError
 from router.service import Service
-from router.telemetry import access_fields
+from router.telemetry import access_fields, log_request
 from router.types import ClassifyRequest, ClassifyResponse, Failed
-
-log = structlog.get_logger("crossover.request")
 
 
 class Wishes(TypedDict, total=False):
@@ -96,8 +93,7 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             extra["X-Request-Id"] = fields["caller_id"] = callers_id
         await respond(send, status, payload, media_type, extra)
         service.telemetry.requests.labels(str(status)).inc()
-        log.info(
-            "request",
+        log_request(
             id=request_id,
             status=status,
             total_ms=(time.perf_counter_ns() - started_ns) // 1000 / 1000,
