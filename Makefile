@@ -63,8 +63,15 @@ $(INFINITY)/.installed: constraints.txt
 bench-local: $(VENV)/.bench $(INFINITY)/.installed  ## the local tier: int8's fidelity, served over offline, rivals, open-loop arrivals
 	@failed=0; for part in fidelity serving rivals arrivals; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
 
-bench-engines: $(VENV)/.bench   ## every engine tried in one table; the usual advice, measured
-	@failed=0; for part in engines article; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
+# In a folder of their own, not in .venv: bench/engines.txt says why.
+TRIED := .bench-venvs/engines
+$(TRIED)/.installed: $(VENV)/.bench bench/engines.txt
+	@$(BIN)/pip install -q -c constraints.txt --target $(TRIED) -r bench/engines.txt
+	@touch $@
+
+bench-engines: $(TRIED)/.installed  ## every engine tried in one table; the usual advice, measured
+	@failed=0; PYTHONPATH=$(TRIED) $(BIN)/python bench/engines.py || failed=1; \
+	  $(BIN)/python bench/article.py || failed=1; exit $$failed
 
 soak: $(VENV)/.bench            ## 30 minutes of random lengths: is memory flat?
 	$(BIN)/python bench/soak.py

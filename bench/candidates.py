@@ -106,13 +106,9 @@ def graph(shop: Workshop, batch: int) -> Path:
 
 
 def run_onnx(file: Path, threads: int) -> Forward:
-    import onnxruntime as ort
+    from local_model.onnx_graph import open_session
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = open_session(file, threads=threads)
     names = [each.name for each in session.get_inputs()]
     return lambda batch: session.run(None, dict(zip(names, padded(batch), strict=False)))[0]
 

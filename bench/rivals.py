@@ -42,17 +42,20 @@ from rounds import (
     warm,
 )
 
+from local_model.engines import cores
+
 NAME = "rivals"
 ROUTER, TUTORIAL, PER_REQUEST = "router", "tutorial", "tutorial, model loaded per request"
 LITSERVE, EQUAL, INFINITY = "LitServe as its docs", "LitServe, same int8 session", "Infinity"
 #: How many times the rival's requests a second the router answers, at 64 connections.
 TARGETS = {TUTORIAL: 15.0, LITSERVE: 2.3, INFINITY: 6.0, EQUAL: 1.3}
+CORES = str(cores())
 #: LitServe's settings on equal terms; the best of them, tried for a few seconds, is measured.
 LAYOUTS = (
     ("--workers", "1", "--batch", "8", "--fast-queue"),
-    ("--workers", "2", "--batch", "1", "--fast-queue"),
-    ("--workers", "2", "--batch", "8"),
-    ("--workers", "2", "--batch", "8", "--fast-queue"),
+    ("--workers", CORES, "--batch", "1", "--fast-queue"),
+    ("--workers", CORES, "--batch", "8"),
+    ("--workers", CORES, "--batch", "8", "--fast-queue"),
 )
 #: Infinity wants an older transformers: it has an environment of its own (the Makefile makes it).
 INFINITY_HOME = Path(os.environ.get("CROSSOVER_BENCH_INFINITY", ROOT / ".bench-venvs" / "infinity"))

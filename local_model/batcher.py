@@ -24,6 +24,7 @@ from local_model.types import EngineFailed, Expired, ModelError, Prediction, Que
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.01  # the queue is searched for gone and late callers at most that often: a refusal costs nothing
+CLAIM_S = 0.01  # no more is claimed at once: whose turn came first waits for all of it, and nobody in it can leave
 STALLED_S = 30.0  # a forward that takes longer is not coming back
 
 #: Computes a batch, in order; a ModelError in a text's place fails that text alone.
@@ -36,7 +37,8 @@ class Batcher:
     """`start`, `admit`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of its own.
 
     `claim`: how many batches a thread takes at once while many wait; their answers are delivered together. Batches of
-    one text are then given to `run` together, which must compute them one after another.
+    one text are then given to `run` together, which must compute them one after another; who leaves after the claim is
+    computed all the same.
     """
 
     def __init__(
@@ -212,7 +214,9 @@ class Batcher:
             while batches := self._take(me):
                 answers: list[tuple[Job, Prediction | BaseException]] = []
                 for batch in batches:
-                    answers += self._compute(batch, self._clock())
+                    started = self._clock()
+                    self._running[me] = (started, self._running[me][1])
+                    answers += self._compute(batch, started)
                 del self._running[me]
                 self._finish(answers)
         except BaseException as error:  # noqa: BLE001 - whatever it was, callers must not wait for ever
@@ -226,11 +230,13 @@ class Batcher:
             while self._death is None:
                 now = self._clock()
                 batches: list[list[Job]] = []
+                seconds = 0.0  # that they will take
                 # Another one only while every thread could fill as many: else it is bound too early, and others idle.
-                while not batches or (len(batches) < self._claim and len(scheduler) > enough):
+                while not batches or (len(batches) < self._claim and len(scheduler) > enough and seconds < CLAIM_S):
                     if not (batch := scheduler.form(now, closing=self._closing)):
                         break
                     batches.append(batch)
+                    seconds += sum(job.tokens for job in batch) * scheduler.seconds_per_token * self._threads
                 self._tell_expired()
                 if scheduler.max_items == 1 and len(batches) > 1:  # nothing is shared but the work around the forwards
                     batches = [[job for batch in batches for job in batch]]
@@ -258,7 +264,8 @@ class Batcher:
         seconds = max(self._clock() - started, 0.0)
         run_us = int(seconds * 1e6)
         share = run_us // len(batch)
-        self._counts["batches"] += 1
+        forwards = len(batch) if self._scheduler.max_items == 1 else 1
+        self._counts["batches"] += forwards
         self._counts["texts"] += len(batch)
         self._seconds_per_text += SMOOTHING * (max(seconds, 1e-6) / len(batch) - self._seconds_per_text)
         self._scheduler.computed(batch, seconds, self._threads)
@@ -280,7 +287,8 @@ class Batcher:
             )
             answers.append((job, prediction))
         if self.on_batch is not None:
-            self.on_batch(len(batch), sum(job.tokens for job in batch), run_us)
+            for alone in [[job] for job in batch] if forwards > 1 else [batch]:
+                self.on_batch(len(alone), sum(job.tokens for job in alone), run_us // forwards)
         return answers
 
     def _isolate(self, batch: list[Job]) -> list[Scored | ModelError]:
@@ -317,7 +325,7 @@ class Batcher:
 
     def _fail_all(self, error: EngineFailed) -> None:
         """All that wait or run. Holds the lock."""
-        running = [job for _, jobs in self._running.values() for job in jobs]
+        running = [job for _, jobs in list(self._running.values()) for job in jobs]
         self._finish([(job, error) for job in [*self._scheduler.empty(), *running]])
 
     def _finish(self, answers: Sequence[tuple[Job, Prediction | BaseException]]) -> None:

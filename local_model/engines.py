@@ -125,13 +125,8 @@ def open_engine(
         say(f"loading {encoder.source} into torch on {where}")
         return Made(TorchEngine(encoder, device=where, threads=threads, precision=PRECISIONS[kind]))
 
-    possible = order = candidates(name, cuda=cuda, precision=precision, hidden=encoder.hidden)
-    known: dict[Kind, list[Quality]] = {}
-    if heads:
-        from local_model.heads import qualities
-
-        known = qualities(heads, order)
-        order = tuple(known) or order  # none: loading a head says what is missing
+    possible = candidates(name, cuda=cuda, precision=precision, hidden=encoder.hidden)
+    order, known = of_heads(possible, heads)
     without = [kind for kind in possible if kind not in order]
     if cuda and encoder.labels is not None and len(order) > 1:
         for kind, quality in measured(encoder, order, make, cache_dir, _device_name(where)).items():
@@ -143,6 +138,16 @@ def open_engine(
     if without:
         reason += f", no head for {', '.join(without)}"
     return choose_and_open(encoder, order, known, make, reason)
+
+
+def of_heads(possible: tuple[Kind, ...], heads: Sequence[Path]) -> tuple[tuple[Kind, ...], dict[Kind, list[Quality]]]:
+    """The candidates that every head was fitted on, and what the heads know of them."""
+    if not heads:
+        return possible, {}
+    from local_model.heads import qualities
+
+    known = qualities(heads, possible)
+    return tuple(known) or possible, known  # none: loading a head says what is missing
 
 
 def candidates(name: EngineName, *, cuda: bool, precision: Precision, hidden: int) -> tuple[Kind, ...]:
@@ -235,16 +240,19 @@ def measured(
     for kind in missing:
         try:
             mine, speed = ask(kind)
-        except (LoadError, MemoryError) as error:
+        except MemoryError:
+            log.info("%s is no candidate for %s now: it ran out of memory", kind, encoder.source)
+        except LoadError as error:
             log.info("%s is no candidate for %s: %s", kind, encoder.source, error)
             kept[kind] = None
         else:
             kept[kind] = measure(mine, fp32, texts_per_second=speed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
-    part.replace(file)
-    return {kind: quality for kind in kinds if (quality := kept[kind]) is not None}
+    with contextlib.suppress(OSError):  # a folder that can't be written: it is measured again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+        part.replace(file)
+    return {kind: quality for kind in kinds if (quality := kept.get(kind)) is not None}
 
 
 def _version(library: str) -> str:

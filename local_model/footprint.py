@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -187,7 +188,10 @@ def _gpu_free(index: int) -> int:
         pynvml.nvmlInit()
         by_index = name.isdigit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+            return sys.maxsize  # it does not tell (memory shared with the CPU, some virtual GPUs): no proof is possible
     except (IndexError, pynvml.NVMLError) as error:
         raise LoadError(f"device = 'cuda:{index}': the NVIDIA driver knows no such device ({error})") from error
 

@@ -138,7 +138,8 @@ def _praise(kind: Kind, fastest: bool, known: Sequence[Quality]) -> str:
     if not known:
         return f"{kind}, never held against fp32"
     worst = min(known, key=lambda quality: quality.label_agreement)
+    passes = "first of those that pass" if fastest else "which passes"
     return (
-        f"{kind}, {'the fastest that' if fastest else 'which'} passes the quality gate ({worst.label_agreement:.1%} of "
+        f"{kind}, {passes} the quality gate ({worst.label_agreement:.1%} of "
         f"{worst.texts:,} texts get fp32's label, {worst.accepts_flipped:.1%} of the accepts at {THRESHOLD} differ)"
     )

@@ -88,7 +88,8 @@ class Head(msgspec.Struct, frozen=True):
         """(n, labels) for n texts. A row that is not finite stays so: the caller refuses it (`NotFinite`)."""
         with np.errstate(invalid="ignore"):  # infinity - infinity: the NaN is what is wanted
             if self.weight is not None and self.bias is not None:
-                logits = output.embeddings @ self.weight.T + self.bias
+                # Each row by itself: a product of all rows at once rounds differently with their number.
+                logits = np.matmul(output.embeddings[:, None, :], self.weight.T)[:, 0] + self.bias
             elif output.logits is not None:
                 logits = output.logits
             else:

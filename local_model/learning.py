@@ -60,6 +60,7 @@ class _Embedded(NamedTuple):
     probes: Output
     texts_per_second: float | None
     kind: Kind
+    recipe: str
 
 
 def learn(
@@ -107,7 +108,7 @@ def learn(
         embeddings = embed(serving, tokenizer, rows, count)
         speed = len(rows) / (time.perf_counter() - started) if len(rows) >= SPEED_ROWS else None
         serving.close()
-        return _Embedded(embeddings, asked, speed, serving.kind)
+        return _Embedded(embeddings, asked, speed, serving.kind, serving.recipe)
 
     def fit(name: EngineName, wanted: Precision) -> None:
         found = on(name, wanted, texts)
@@ -159,6 +160,7 @@ def learn(
             "seed": SEED,
             "method": f"logistic regression, C = {C:g}; temperature and metrics from held-out folds",
             "max_tokens": encoder.max_tokens,
+            "recipes": {kind: found.recipe for kind, found in embedded.items()},
             "versions": {
                 name: version(name)
                 for name in ("torch", "transformers", "tokenizers", "onnxruntime", "scikit-learn", "numpy")

@@ -79,22 +79,28 @@ class LocalModel:
             if source not in found:
                 revision = settings.revision if source == settings.source else None
                 found[source] = encoders.find(source, revision=revision, max_tokens=settings.max_tokens)
-        running = [] if beside is None else beside._stations
+        heads = {
+            source: [spec.head for spec in tasks if spec.head is not None and (spec.model or settings.source) == source]
+            for source in found
+        }
         stations: dict[str, Station] = {}
         for source, encoder in found.items():
-            for station in running:
-                if station.settings == settings and station.encoder.digest == encoder.digest:
+            for station in [] if beside is None else beside._stations:
+                if station.would_serve(settings, encoder, heads[source]):
                     stations[source] = station
         new = [encoder for source, encoder in found.items() if source not in stations]
         notes = _proof(new, settings)
-        for encoder in new:
-            heads = [
-                spec.head
-                for spec in tasks
-                if spec.head is not None and (spec.model or settings.source) == encoder.source
-            ]
-            stations[encoder.source] = Station(settings, encoder, heads, cache_dir, progress)
-        loaded = [_load_task(spec, stations[spec.model or settings.source]) for spec in tasks]
+        opened: list[Station] = []
+        try:
+            for encoder in new:
+                station = Station(settings, encoder, heads[encoder.source], cache_dir, progress)
+                stations[encoder.source] = station
+                opened.append(station)
+            loaded = [_load_task(spec, stations[spec.model or settings.source]) for spec in tasks]
+        except BaseException:
+            for station in opened:
+                station.close()
+            raise
         return cls(list(stations.values()), loaded, notes)
 
     def warm(self) -> None:
@@ -202,7 +208,8 @@ class LocalModel:
 def _proof(new: Sequence[Encoder], settings: ModelSettings) -> tuple[str, ...]:
     """That all of them fit the device together, before anything is loaded; raises LoadError where they do not.
 
-    On a device that the config names a doubt is only told: the estimate is an upper bound.
+    On a device that the config names, and of threads that would all have their longest text at once, a doubt is only
+    told: the estimate is an upper bound.
     """
     if not new:
         return ()
@@ -216,7 +223,7 @@ def _proof(new: Sequence[Encoder], settings: ModelSettings) -> tuple[str, ...]:
         require_fits(new, device=device, precision=precision, threads=settings.threads or cores())
     except LoadError as doubt:
         if settings.device == "auto":
-            raise
+            require_fits(new, device=device, precision=precision)  # else only all threads at their longest are too much
         log.warning("%s", doubt)
         return (str(doubt),)
     return ()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AttentionInterface, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -76,6 +78,13 @@ def build(encoder: Encoder, dtype: torch.dtype = torch.float32) -> Network:
         what = ", ".join(missing[:5]) or str(sorted(info["mismatched_keys"])[:5])
         raise LoadError(f"{encoder.path}: the weights do not fit the architecture in config.json ({what})")
     return Network(cast("Any", model), encoder.pooling, classifies).eval().requires_grad_(False)
+
+
+def run(network: Network, rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.float32], ...]:
+    """Each row of token ids by itself: embeddings (n, hidden), and logits (n, labels) of a classifier."""
+    with torch.inference_mode():
+        parts = [network(torch.tensor([list(row)])) for row in rows]
+    return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
 
 
 @contextlib.contextmanager

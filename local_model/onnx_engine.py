@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,11 +26,8 @@ from local_model import gate, probes, tokenize
 from local_model.encoder import Encoder, sha256_file
 from local_model.engines import ExportFailed, Kind, Output
 from local_model.heads import model_head
-from local_model.onnx_graph import export, first_line, has_vnni, open_session, quantize, quiet_exporters
+from local_model.onnx_graph import Session, export, first_line, has_vnni, open_session, quantize, quiet_exporters
 from local_model.types import LoadError
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +69,13 @@ class OnnxEngine:
         }
 
     def close(self) -> None:
-        del self._session
+        self._session = None
 
 
 class Artifact(NamedTuple):
     folder: Path
     manifest: dict[str, Any]
-    session: ort.InferenceSession
+    session: Session
     notes: tuple[str, ...]
 
 
@@ -139,7 +136,7 @@ def _load(folder: Path) -> Artifact:
     return Artifact(folder, manifest, session, (note,))
 
 
-def _run(session: ort.InferenceSession, batch: Sequence[Sequence[int]]) -> Output:
+def _run(session: Session, batch: Sequence[Sequence[int]]) -> Output:
     """One text after another: never together."""
     rows = [session.run(None, {"input_ids": np.array([ids], np.int64)}) for ids in batch]
     embeddings = np.concatenate([row[0] for row in rows])
@@ -187,14 +184,9 @@ def _make(encoder: Encoder, folder: Path, cache_dir: Path, reduce_range: bool, p
 
 def _quality(encoder: Encoder, rows: Sequence[Sequence[int]], output: Output) -> gate.Quality:
     """A sequence classifier's int8 answers to the probe texts against torch's in fp32."""
-    import torch
+    from local_model.network import build, run
 
-    from local_model.network import build
-
-    network = build(encoder)
-    with torch.inference_mode():
-        parts = [network(torch.tensor([list(row)])) for row in rows]
-    fp32 = Output(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    fp32 = Output(*run(build(encoder), rows))
     head = model_head(encoder)
     return gate.measure(head.probabilities(output), head.probabilities(fp32))
 

@@ -9,7 +9,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from local_model.engines import ExportFailed
 
 if TYPE_CHECKING:
     from local_model.network import Network
+
+Session: TypeAlias = Any  # onnxruntime has no types
 
 
 def export(encoder: Encoder, target: Path) -> int:
@@ -95,7 +97,7 @@ def quantize(source: Path, target: Path, *, reduce_range: bool) -> None:
     )
 
 
-def open_session(file: Path, *, threads: int = 1) -> ort.InferenceSession:
+def open_session(file: Path, *, threads: int = 1) -> Session:
     """`threads`: of its own, inside a forward. Raises ExportFailed."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

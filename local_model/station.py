@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,17 @@ import numpy as np
 from local_model import probes, tokenize
 from local_model.batcher import Batcher
 from local_model.encoder import DEFAULT, Encoder
-from local_model.engines import EngineName, Opened, Output, Precision, cores, open_engine
+from local_model.engines import (
+    EngineName,
+    Opened,
+    Output,
+    Precision,
+    candidates,
+    cores,
+    of_heads,
+    open_engine,
+)
+from local_model.gate import choose
 from local_model.heads import Head
 from local_model.scheduling import BULK, Scheduler
 from local_model.scoring import Scored, Text, score
@@ -31,7 +42,8 @@ Optimize = Literal["latency", "throughput"]
 
 
 class Profile(NamedTuple):
-    """What `optimize` stands for; docs/engines.md has the curve. `batch`: the part of the engine's largest batch."""
+    """What `optimize` stands for; docs/engines.md has the curve. `batch`: the part of the engine's largest batch;
+    where an engine takes one text a forward, only `claim` differs."""
 
     batch: float
     linger_s: float
@@ -99,11 +111,16 @@ class Station:
             threads=engine.threads,
             claim=profile.claim,
         )
-        self.tokenizer = tokenize.load(encoder, cache_dir)
+        try:
+            self.tokenizer = tokenize.load(encoder, cache_dir)
+        except BaseException:
+            engine.close()
+            raise
         self._pool = ThreadPoolExecutor(max(1, min(4, cores() // 2)), thread_name_prefix="tokenize")
         self.probes: Output | None = None  # of the probe texts, once it is warm
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owners = 0
+        self._owning = threading.Lock()
 
     # --- life
 
@@ -112,6 +129,12 @@ class Station:
 
         Raises LoadError if the model gives nonsense.
         """
+        try:
+            self._warm()
+        except MemoryError as error:
+            raise LoadError(f"{self.encoder.source} does not fit the device's memory: {error}") from error
+
+    def _warm(self) -> None:
         engine = self.opened.engine
         self.probes = probes.run(engine, probes.token_ids(self.tokenizer))
         output = engine.forward([self._made_up(self.encoder.max_tokens)])
@@ -127,15 +150,19 @@ class Station:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Another owner: the first one's call starts the threads; answers are delivered on `loop`."""
-        self._owners += 1
-        if self._owners == 1:
+        with self._owning:
+            self._owners += 1
+            first = self._owners == 1
+        if first:
             self._loop = loop
             self.batcher.start(loop)
 
     def close(self, timeout: float = 10.0) -> None:
         """One owner less: the last one's call finishes what was admitted, for at most `timeout` seconds. Blocks."""
-        self._owners -= 1
-        if self._owners <= 0:
+        with self._owning:
+            self._owners -= 1
+            last = self._owners == 0 or (self._owners < 0 and self._loop is None)  # or it was never started
+        if last:
             self.batcher.close(timeout)
             self._pool.shutdown(wait=False, cancel_futures=True)
             self.opened.engine.close()
@@ -210,6 +237,18 @@ class Station:
 
     def _run(self, batch: Sequence[Text]) -> list[Scored | ModelError]:
         return score(self.opened.engine.forward([text.ids for text in batch]), batch)
+
+    def would_serve(self, settings: ModelSettings, encoder: Encoder, heads: Sequence[Path]) -> bool:
+        """Whether a new station for the same would be like this one: the heads have a say in the engine."""
+        if settings != self.settings or encoder.digest != self.encoder.digest:
+            return False
+        if not heads:
+            return True
+        engine = self.opened.engine
+        cuda = engine.device.startswith("cuda")
+        possible = candidates(settings.engine, cuda=cuda, precision=settings.precision, hidden=encoder.hidden)
+        order, known = of_heads(possible, heads)
+        return choose(order, known).kind == engine.kind
 
     # --- what is told
 

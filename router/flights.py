@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from typing import Any
 
 from router.outcome import Outcome
 
@@ -28,6 +29,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, Flight] = {}
+        self.closed = False
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._by_key
@@ -48,9 +50,13 @@ class Flights:
         for tell in flight.waiting:
             tell()
 
-    def follow(self, key: Hashable, escalation: asyncio.Task[Outcome]) -> None:
-        """What this task returns, or raises, is the answer."""
-        self._by_key[key].escalation = escalation
+    def follow(self, key: Hashable, escalating: Coroutine[Any, Any, Outcome]) -> None:
+        """What this returns, or raises, is the answer. Not begun for a flight that was given up: it would be paid."""
+        flight = self._by_key.get(key)
+        if flight is None:
+            escalating.close()
+            return
+        escalation = flight.escalation = asyncio.create_task(escalating)
 
         def landed(task: asyncio.Task[Outcome]) -> None:
             if task.cancelled():
@@ -92,6 +98,7 @@ class Flights:
 
     async def close(self) -> None:
         """Give up what is still being computed; paid calls are settled as uncertain."""
+        self.closed = True
         flights = list(self._by_key.items())
         escalations = [flight.escalation for _, flight in flights if flight.escalation is not None]
         for escalation in escalations:

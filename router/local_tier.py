@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -96,6 +97,10 @@ class LocalTier:
 async def _retire(model: LocalModel) -> None:
     await model.idle()
     await asyncio.to_thread(model.close)
+    del model
+    gc.unfreeze()  # it was taken out of the collector's sight when it was loaded
+    gc.collect()
+    gc.freeze()
     log.info("replaced", step="the old model is closed")
 
 

@@ -184,6 +184,8 @@ class Pipeline:
             raise flight.error
         if flight.outcome is not None:
             return flight.outcome
+        if flight.landed:
+            return outcomes.failed("draining", "the service is stopping")
         if flight.local is None:
             return outcomes.failed("deadline", "the local model did not answer in time")
         return outcomes.degraded(flight.local, FrontierUnavailable("deadline", "the frontier did not answer in time"))
@@ -194,7 +196,8 @@ class Pipeline:
         key = self._flight_key(ask, digest, None)
         while True:
             await self._flights.wait([flight], ask.deadline - ANSWER_MARGIN_S)
-            if not flight.landed or (flight.outcome is not None and not flight.outcome.depends_on_deadline):
+            served = flight.outcome is not None and not flight.outcome.depends_on_deadline
+            if not flight.landed or served or self._flights.closed:
                 return outcomes.shared(self._landed(flight))
             if key in self._flights:
                 flight = self._flights[key]
@@ -236,7 +239,11 @@ class Pipeline:
     ) -> None:
         """Once the local model is done: its answer where it stands, else the frontier's, else the local one marked
         degraded."""
-        local = flight.local = self._local(ask, text, prediction)
+        try:
+            local = flight.local = self._local(ask, text, prediction)
+        except Exception as error:  # noqa: BLE001 - in a callback the loop would swallow it, and all would wait
+            self._flights.land(key, None, error)
+            return
         stands = local.label is not None and policy.accepts(
             ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
         )
@@ -246,7 +253,7 @@ class Pipeline:
         if stands or hopeless or not ask.rules.may_escalate:
             self._flights.land(key, local)
         else:
-            self._flights.follow(key, asyncio.create_task(self._escalate(ask, index, text, local)))
+            self._flights.follow(key, self._escalate(ask, index, text, local))
 
     def _local(self, ask: Ask, text: str, prediction: asyncio.Future[Prediction]) -> Outcome:
         if not text:

@@ -161,8 +161,10 @@ class Service:
         async with self._reloading:
             await self.wait_until_ready()
             started = time.monotonic()
+            config = msgspec.structs.replace(self.config, tasks=loaded.config.tasks, model=loaded.config.model)
+            loaded = msgspec.structs.replace(loaded, config=config)
             await self.local.load(loaded, secret=self.secret, chain=self._chain_name())
-            self.config = msgspec.structs.replace(self.config, tasks=loaded.config.tasks, model=loaded.config.model)
+            self.config = config
             await self._note_local()
             log.info("reloaded", tasks=list(self.tasks), seconds=round(time.monotonic() - started, 1))
 
@@ -187,9 +189,10 @@ class Service:
         self.state = "draining"
         if self._loading is not None:
             await asyncio.wait({self._loading})
-        if self._pipeline is not None:
-            await self._pipeline.close()
-        await self._stack.aclose()
+        async with self._reloading:  # what is being loaded is closed with the rest
+            if self._pipeline is not None:
+                await self._pipeline.close()
+            await self._stack.aclose()
 
     # what requests see -----------------------------------------------------------------------------------------------
 

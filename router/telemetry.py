@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, cast
@@ -133,11 +134,13 @@ class Lines:
 
     def __init__(self) -> None:
         self._waiting = bytearray()
+        self._lock = threading.Lock()  # a model is loaded, and says so, on a thread of its own
         self._scheduled = False
         atexit.register(self._write)
 
     def write(self, line: bytes) -> None:
-        self._waiting += line
+        with self._lock:
+            self._waiting += line
 
     def flush(self) -> None:
         """Called after every line."""
@@ -154,7 +157,8 @@ class Lines:
 
     def _write(self) -> None:
         self._scheduled = False
-        lines, self._waiting = bytes(self._waiting), bytearray()
+        with self._lock:
+            lines, self._waiting = bytes(self._waiting), bytearray()
         if lines:
             with contextlib.suppress(OSError):  # nobody reads them any more
                 sys.stderr.buffer.write(lines)

@@ -113,11 +113,16 @@ def run(loaded: Loaded) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
 
+    terminal = _terminal_is_there()
+
     async def main() -> None:
         started = asyncio.create_task(_announce_when_open())
         reloads: set[asyncio.Task[None]] = set()
 
         def reload() -> None:
+            if terminal and not _terminal_is_there():
+                server.should_exit = True
+                return
             task = asyncio.create_task(_reload(service, loaded))
             reloads.add(task)
             task.add_done_callback(reloads.discard)
@@ -165,8 +170,19 @@ async def _reload(service: Service, first: Loaded) -> None:
         if not first.path.is_file():
             raise LoadError("this service was started with --model: there is no config to read again")
         await service.reload(await asyncio.to_thread(load, first.path))
-    except (ConfigError, LoadError, ProblemError) as error:
-        log.error("reload_failed", error=str(error), kept="the old config and model serve on")  # noqa: TRY400
+    except Exception as error:  # noqa: BLE001 - whatever it is, what serves now serves on
+        told = isinstance(error, ConfigError | LoadError | ProblemError)
+        why = str(error) if told else f"{type(error).__name__}: {error}"
+        log.error("reload_failed", error=why, kept="the old config and model serve on")  # noqa: TRY400
+
+
+def _terminal_is_there() -> bool:
+    """SIGHUP also says that the terminal was closed."""
+    try:
+        os.tcgetpgrp(0)
+    except OSError:
+        return False
+    return True
 
 
 def _uvloop() -> Any:

@@ -370,9 +370,27 @@ def test_gpu_memory_and_utilization_reach_the_metrics() -> None:
 
     memory = {"device_used": 4, "device_total": 8, "allocated": 2, "reserved": 3, "utilization": 50}
     telemetry = Telemetry()
-    model = SimpleNamespace(status=lambda: {"encoders": [{"device_memory": memory}]})
+    encoder = {
+        "source": "tiny",
+        "device_memory": memory,
+        "parameters": 7,
+        "artifact_bytes": 14,
+        "batch_tokens": 5,
+        "queue_tokens": 6,
+        "out_of_memory": 1,
+    }
+    model = SimpleNamespace(status=lambda: {"waiting_tokens": 3, "encoders": [encoder]})
     update_gauges(SimpleNamespace(telemetry=telemetry, model=model, chain=SimpleNamespace(status=list)))
     text = telemetry.exposition().decode()
     for kind, value in (("used", 4.0), ("total", 8.0), ("allocated", 2.0), ("reserved", 3.0)):
         assert f'crossover_gpu_memory_bytes{{kind="{kind}"}} {value}' in text
     assert "crossover_gpu_utilization_ratio 0.5" in text
+    for name, value in {
+        "model_parameters": 7,
+        "model_bytes": 14,
+        "batch_tokens": 5,
+        "out_of_memory_batches": 1,
+    }.items():
+        assert f'crossover_{name}{{source="tiny"}} {value}.0' in text
+    for kind, value in (("waiting", 3), ("most", 6)):
+        assert f'crossover_queue_tokens{{kind="{kind}"}} {value}.0' in text

@@ -454,3 +454,41 @@ def test_thirty_callers_behind_an_impatient_one_make_one_more_call_not_thirty(be
         assert len(b.frontier.asked) == 2
 
     run(scenario)
+
+
+def test_what_was_given_up_at_the_end_is_not_paid_for(bench: Any) -> None:
+    """Its caller has left and the service closes; then the local model, which is closed later, comes with an unsure
+    answer: nobody is asked any more, and whoever still waited is told."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.classifier.hold()
+        gone = asyncio.create_task(b.ask(UNSURE))
+        waiting = asyncio.create_task(b.ask(UNSURE))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        await b.pipeline.close()
+        b.classifier.release()
+        (outcome,) = await waiting
+        assert (outcome.label, outcome.error) == (None, "draining")
+        await asyncio.sleep(0.01)
+        assert b.frontier.asked == []
+
+    run(scenario)
+
+
+def test_an_error_where_nobody_can_catch_it_reaches_the_caller(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local answer is made in a callback of the loop, which would only log it; the next request is served again."""
+
+    async def scenario() -> None:
+        b = bench()
+        with monkeypatch.context() as broken:
+            broken.setattr("router.outcome.from_prediction", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                async with asyncio.timeout(5):
+                    await b.ask(SURE)
+        (outcome,) = await b.ask(SURE)
+        assert outcome.label == "lost"
+
+    run(scenario)
