@@ -1,4 +1,4 @@
-"""Fills the tables of docs/engines.md, between their markers, from bench/out/engines.json and article.json.
+"""Fills the tables of docs/engines.md, between their markers, from bench/out.
 
 python bench/tables.py
 """
@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "engines.md"
 
 def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in (("engines", engines), ("article", article)):
+    for name, table in (("engines", engines), ("article", article), ("optimize", optimize)):
         if (OUT / f"{name}.json").exists():
             result = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
             missing = [f"- not run: {each['name']}: {each['reason']}" for each in result["not_run"]]
@@ -99,6 +99,23 @@ def article(result: dict[str, Any]) -> Sequence[str]:
             )
         )
     return [*lines, "", *(f"- {note}" for note in result["notes"])]
+
+
+def optimize(result: dict[str, Any]) -> Sequence[str]:
+    lines = head("[model]", "connections", "requests/s (spread)", "p50 ms", "p99 ms", "CPU ms a text")
+    for seen in result["rows"]:
+        low, high = seen["requests_per_second_spread"]
+        lines.append(
+            row(
+                f"`{seen['model'].replace(chr(10), ', ')}`",
+                str(seen["connections"]),
+                f"{seen['requests_per_second']:,.0f} ({low:,.0f}-{high:,.0f})",
+                f"{seen['p50_ms']:.1f}",
+                f"{seen['p99_ms']:.1f}",
+                f"{seen['server_cpu_ms_per_text']:.2f}",
+            )
+        )
+    return lines
 
 
 if __name__ == "__main__":

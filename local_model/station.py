@@ -29,6 +29,7 @@ from local_model.engines import (
 )
 from local_model.gate import choose
 from local_model.heads import Head
+from local_model.hugepages import use_huge_pages
 from local_model.scheduling import BULK, Scheduler
 from local_model.scoring import Scored, Text, score
 from local_model.types import EngineFailed, LoadError, ModelError, OverLength, Prediction
@@ -140,6 +141,8 @@ class Station:
         output = engine.forward([self._made_up(self.encoder.max_tokens)])
         if not np.isfinite(output.embeddings).all():
             raise LoadError(f"{self.encoder.source} gives values that are not finite on {engine.kind}")
+        if engine.device == "cpu":
+            use_huge_pages()
         usual = [self._made_up(min(WARM_TOKENS, self.encoder.max_tokens))] * engine.max_items
         engine.forward(usual)
         started = time.perf_counter()

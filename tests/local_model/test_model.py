@@ -234,6 +234,29 @@ def version(tiny_model: Callable[..., Path], cache_dir: Path, tmp_path: Path) ->
     return make
 
 
+def test_a_head_that_another_engine_must_serve_gets_one_of_its_own_beside(
+    tiny_model: Callable[..., Path], cache_dir: Path, tmp_path: Path
+) -> None:
+    """A swap goes through the gate as a start does: a head fitted for torch alone does not ride on the int8 engine."""
+    encoder = encoders.find(str(tiny_model("bert", classifier=False)))
+    fitted = (np.zeros((2, encoder.hidden), np.float32), np.zeros(2, np.float32), 1.0, {})
+    both, torch_only = tmp_path / "both", tmp_path / "torch-only"
+    for head, kinds in ((both, ("onnx-int8", "torch-fp32")), (torch_only, ("torch-fp32",))):
+        save_head(head, task="t", labels=("a", "b"), encoder=encoder, fitted=dict.fromkeys(kinds, fitted))
+    settings = ModelSettings(source=encoder.source, device="cpu", threads=1)
+    first = LocalModel.load(settings, [TaskSpec("t", both)], cache_dir=cache_dir)
+    beside = LocalModel.load(settings, [TaskSpec("t", torch_only)], cache_dir=cache_dir, beside=first)
+    same = LocalModel.load(settings, [TaskSpec("t", both)], cache_dir=cache_dir, beside=first)
+    assert [model.status()["encoders"][0]["kind"] for model in (first, beside, same)] == [
+        "onnx-int8",
+        "torch-fp32",
+        "onnx-int8",
+    ]
+    assert same._stations == first._stations
+    for model in (beside, first):
+        model.close()
+
+
 async def judged(model: LocalModel, texts: list[str]) -> list[str]:
     labels = model.task("t").labels
     found = await asyncio.gather(*model.submit("t", texts, truncate=True, deadline=None))
