@@ -71,7 +71,7 @@ $(TRIED)/.installed: $(VENV)/.bench bench/engines.txt
 
 bench-engines: $(TRIED)/.installed  ## every engine tried in one table; the usual advice, measured
 	@failed=0; PYTHONPATH=$(TRIED) $(BIN)/python bench/engines.py || failed=1; \
-	  $(BIN)/python bench/article.py || failed=1; exit $$failed
+	  for part in article hugepages; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
 
 soak: $(VENV)/.bench            ## 30 minutes of random lengths: is memory flat?
 	$(BIN)/python bench/soak.py

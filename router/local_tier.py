@@ -96,11 +96,14 @@ class LocalTier:
 
 async def _retire(model: LocalModel) -> None:
     await model.idle()
+    on_gpu = any(encoder["device"].startswith("cuda") for encoder in model.status()["encoders"])
     await asyncio.to_thread(model.close)
-    del model
-    gc.unfreeze()  # it was taken out of the collector's sight when it was loaded
-    gc.collect()
-    gc.freeze()
+    if on_gpu:
+        # A compiled network is part of a cycle, and out of the collector's sight since it was loaded.
+        del model
+        gc.unfreeze()
+        gc.collect()  # stops the loop for some tenths of a second
+        gc.freeze()
     log.info("replaced", step="the old model is closed")
 
 
