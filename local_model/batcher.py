@@ -211,19 +211,22 @@ class Batcher:
     def _work(self) -> None:
         me = threading.get_ident()
         try:
-            while batches := self._take(me):
+            since = self._clock()  # when it was done with what was before
+            while batches := self._take(me, since):
                 answers: list[tuple[Job, Prediction | BaseException]] = []
+                since = self._running[me][0]
                 for batch in batches:
-                    started = self._clock()
-                    self._running[me] = (started, self._running[me][1])
-                    answers += self._compute(batch, started)
+                    self._running[me] = (self._clock(), self._running[me][1])
+                    answers += self._compute(batch, self._running[me][0], since)
+                    since = self._clock()
                 del self._running[me]
                 self._finish(answers)
         except BaseException as error:  # noqa: BLE001 - whatever it was, callers must not wait for ever
             self._die(error)
 
-    def _take(self, me: int) -> list[list[Job]]:
-        """Wait for work and claim it; [] when it is time to stop."""
+    def _take(self, me: int, since: float) -> list[list[Job]]:
+        """Wait for work and claim it; [] when it is time to stop. In `_running` stands when it began with it: where it
+        had not to wait, that is `since`."""
         scheduler = self._scheduler
         enough = self._threads * self._claim * scheduler.max_items
         with self._wake:
@@ -241,12 +244,13 @@ class Batcher:
                 if scheduler.max_items == 1 and len(batches) > 1:  # nothing is shared but the work around the forwards
                     batches = [[job for batch in batches for job in batch]]
                 if batches:
-                    self._running[me] = (now, [job for batch in batches for job in batch])
+                    self._running[me] = (since, [job for batch in batches for job in batch])
                     return batches
                 if self._closing:
                     return []
                 due = scheduler.due()
                 self._wake.wait(None if due is None else max(0.0, due - now))
+                since = self._clock()
         return []
 
     def _tell_expired(self) -> None:
@@ -257,7 +261,8 @@ class Batcher:
             self._finish([(job, Expired("the deadline passed before the forward began")) for job in late])
             late.clear()
 
-    def _compute(self, batch: list[Job], started: float) -> list[tuple[Job, Prediction | BaseException]]:
+    def _compute(self, batch: list[Job], started: float, since: float) -> list[tuple[Job, Prediction | BaseException]]:
+        """The rate is measured from `since`: beside a busy loop the way from one forward to the next takes time too."""
         results = self._isolate(batch)
         if len(results) != len(batch):  # whose answer is whose can't be known
             raise EngineDead(f"the engine gave {len(results)} answers for {len(batch)} texts")
@@ -267,8 +272,9 @@ class Batcher:
         forwards = len(batch) if self._scheduler.max_items == 1 else 1
         self._counts["batches"] += forwards
         self._counts["texts"] += len(batch)
-        self._seconds_per_text += SMOOTHING * (max(seconds, 1e-6) / len(batch) - self._seconds_per_text)
-        self._scheduler.computed(batch, seconds, self._threads)
+        whole = max(self._clock() - since, seconds, 1e-6)
+        self._seconds_per_text += SMOOTHING * (whole / len(batch) - self._seconds_per_text)
+        self._scheduler.computed(batch, whole, self._threads)
         answers: list[tuple[Job, Prediction | BaseException]] = []
         for job, result in zip(batch, results, strict=True):
             if isinstance(result, ModelError):

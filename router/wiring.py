@@ -16,7 +16,7 @@ from router.paths import head_path, model_source
 from router.pipeline import TaskRoute
 
 #: Of the local deadline: as much work may wait for the local model, so that what is admitted is also answered in time.
-QUEUE_PART = 0.8
+QUEUE_PART = 0.6
 #: Of what may wait, for one of several tenants.
 TENANT_SHARE = 0.5
 
