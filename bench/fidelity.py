@@ -35,6 +35,7 @@ ROWS = "banking77/test.csv"
 HEAD = Path(local_model.__file__).parent / "heads" / "banking77"
 THRESHOLD = 0.8  # where accept decisions are compared
 IN_FLIGHT = 64
+QUEUE = 100_000  # tokens: whoever is slow is not to refuse
 SLICES = 4
 ALONE = 200  # texts asked again one at a time
 
@@ -59,11 +60,11 @@ def main() -> int:
 async def compare(texts: Sequence[str], gold: Sequence[str]) -> int:
     out = harness.console()
     settings = {
-        "onnx": ModelSettings(engine="onnx", device="cpu"),
-        "torch": ModelSettings(engine="torch", device="cpu"),
+        "onnx": ModelSettings(engine="onnx", device="cpu", queue_tokens=QUEUE),
+        "torch": ModelSettings(engine="torch", device="cpu", queue_tokens=QUEUE),
     }
     if has_cuda():
-        settings["cuda"] = ModelSettings(engine="torch", device="cuda")
+        settings["cuda"] = ModelSettings(engine="torch", device="cuda", queue_tokens=QUEUE)
     models = {name: open_model(each, out.print) for name, each in settings.items()}
     for model in models.values():
         model.start(asyncio.get_running_loop())
