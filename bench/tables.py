@@ -102,7 +102,7 @@ def article(result: dict[str, Any]) -> Sequence[str]:
 
 
 def optimize(result: dict[str, Any]) -> Sequence[str]:
-    lines = head("[model]", "connections", "requests/s (spread)", "p50 ms", "p99 ms", "CPU ms a text")
+    lines = head("[model]", "connections", "requests/s (spread)", "p50 ms", "p99 ms", "CPU ms a text", "refused %")
     for seen in result["rows"]:
         low, high = seen["requests_per_second_spread"]
         lines.append(
@@ -113,6 +113,7 @@ def optimize(result: dict[str, Any]) -> Sequence[str]:
                 f"{seen['p50_ms']:.1f}",
                 f"{seen['p99_ms']:.1f}",
                 f"{seen['server_cpu_ms_per_text']:.2f}",
+                percent(seen["failures"] / (seen["failures"] + seen["answers"])),
             )
         )
     return lines
