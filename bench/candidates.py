@@ -6,13 +6,10 @@ own (bench/engines.py), because these runtimes set threads, allocators and compi
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +18,7 @@ import numpy as np
 
 from local_model import encoder as encoders
 from local_model.engines import open_engine
+from local_model.onnx_graph import quiet_exporters
 
 Ids = Sequence[Sequence[int]]
 Forward = Callable[[Ids], "np.ndarray[Any, Any]"]
@@ -75,7 +73,7 @@ def export_one(shop: Workshop) -> None:
     """one.onnx: input_ids (1, length), fp32."""
     from local_model import onnx_graph
 
-    with quiet():
+    with quiet_exporters():
         onnx_graph.export(encoders.find(shop.source), shop.folder / "one.onnx")
 
 
@@ -88,7 +86,7 @@ def export_padded(shop: Workshop) -> None:
     encoder = encoders.find(shop.source)
     ids = torch.full((2, 16), 5, dtype=torch.long)
     shape = {0: torch.export.Dim("n", max=64), 1: torch.export.Dim("length", min=2, max=encoder.limit)}
-    with quiet(), torch.no_grad():
+    with quiet_exporters(), torch.no_grad():
         torch.onnx.export(
             build(encoder),
             (ids, torch.ones_like(ids)),
@@ -290,19 +288,6 @@ def nncf_int8(shop: Workshop, model: Any, batch: int, precision: str) -> Any:
 
 def threads_of(shop: Workshop, batch: int) -> int:
     return 1 if batch == 1 else shop.cores
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters and quantizers warn of what is not used here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 SERVED, REFERENCE = "onnx int8 (served)", "torch fp32"

@@ -123,11 +123,12 @@ class Ledger:
     ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        if self._closed:
-            impatience = None
+        impatience: asyncio.TimerHandle | None = None
+        if not work:
+            future.set_result(None)
+        elif self._closed:
             future.set_exception(LedgerUnwritable(f"the ledger {self.path} is closed"))
         elif self.pending >= self._room:
-            impatience = None
             why = f"the ledger {self.path} is too slow: {self._room} calls wait for it"
             future.set_exception(LedgerUnwritable(why))
         else:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from local_model.engines import EngineDead
 from local_model.scheduling import SMOOTHING, Job, Scheduler
-from local_model.scoring import Scored, Text
+from local_model.scoring import Scored, Text, prediction
 from local_model.types import EngineFailed, Expired, ModelError, Prediction, QueueFull
 
 log = logging.getLogger(__name__)
@@ -27,18 +27,17 @@ SWEEP_S = 0.01  # the queue is searched for gone and late callers at most that o
 CLAIM_S = 0.01  # no more is claimed at once: whose turn came first waits for all of it, and nobody in it can leave
 STALLED_S = 30.0  # a forward that takes longer is not coming back
 
-#: Computes a batch, in order; a ModelError in a text's place fails that text alone.
-Run = Callable[[Sequence[Text]], Sequence[Scored | ModelError]]
-#: (texts in the batch, tokens, microseconds): called on the engine's thread after every forward.
-OnBatch = Callable[[int, int, int], None]
+#: Computes batches one after another: an answer for each text, in order; a ModelError in a text's place fails it alone.
+Run = Callable[[Sequence[Sequence[Text]]], Sequence[Scored | ModelError]]
+#: (texts): called on the engine's thread for each batch.
+OnBatch = Callable[[int], None]
 
 
 class Batcher:
     """`start`, `admit`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of its own.
 
-    `claim`: how many batches a thread takes at once while many wait; their answers are delivered together. Batches of
-    one text are then given to `run` together, which must compute them one after another; who leaves after the claim is
-    computed all the same.
+    `claim`: how many batches a thread takes at once while many wait: a forward each, but one call of `run` and one
+    delivery. Who leaves after the claim is computed all the same.
     """
 
     def __init__(
@@ -94,11 +93,6 @@ class Batcher:
                 self._sweep(now)
                 self._scheduler.admit(tenant, tokens)
 
-    def release(self, tenant: str, tokens: int) -> None:
-        """Take back a promise: its texts will not come."""
-        with self._wake:
-            self._scheduler.release(tenant, tokens)
-
     def submit(
         self,
         texts: Sequence[tuple[Text, asyncio.Future[Prediction]]],
@@ -108,7 +102,8 @@ class Batcher:
         deadline: float | None = None,
         promised: int = 0,
     ) -> None:
-        """Queue `texts`, to which `promised` tokens were promised; each one's future gets its answer.
+        """Queue `texts`, to which `promised` tokens were promised; each one's future gets its answer. None of them at
+        all takes the promise back.
 
         `deadline` is in the loop's time: who still waits then is told at once.
         """
@@ -213,12 +208,8 @@ class Batcher:
         try:
             since = self._clock()  # when it was done with what was before
             while batches := self._take(me, since):
-                answers: list[tuple[Job, Prediction | BaseException]] = []
-                since = self._running[me][0]
-                for batch in batches:
-                    self._running[me] = (self._clock(), self._running[me][1])
-                    answers += self._compute(batch, self._running[me][0], since)
-                    since = self._clock()
+                answers = self._compute(batches, self._running[me][0])
+                since = self._clock()
                 del self._running[me]
                 self._finish(answers)
         except BaseException as error:  # noqa: BLE001 - whatever it was, callers must not wait for ever
@@ -241,8 +232,6 @@ class Batcher:
                     batches.append(batch)
                     seconds += sum(job.tokens for job in batch) * scheduler.seconds_per_token * self._threads
                 self._tell_expired()
-                if scheduler.max_items == 1 and len(batches) > 1:  # nothing is shared but the work around the forwards
-                    batches = [[job for batch in batches for job in batch]]
                 if batches:
                     self._running[me] = (since, [job for batch in batches for job in batch])
                     return batches
@@ -261,61 +250,64 @@ class Batcher:
             self._finish([(job, Expired("the deadline passed before the forward began")) for job in late])
             late.clear()
 
-    def _compute(self, batch: list[Job], started: float, since: float) -> list[tuple[Job, Prediction | BaseException]]:
-        """The rate is measured from `since`: beside a busy loop the way from one forward to the next takes time too."""
-        results = self._isolate(batch)
-        if len(results) != len(batch):  # whose answer is whose can't be known
-            raise EngineDead(f"the engine gave {len(results)} answers for {len(batch)} texts")
-        seconds = max(self._clock() - started, 0.0)
-        run_us = int(seconds * 1e6)
-        share = run_us // len(batch)
-        forwards = len(batch) if self._scheduler.max_items == 1 else 1
-        self._counts["batches"] += forwards
-        self._counts["texts"] += len(batch)
-        whole = max(self._clock() - since, seconds, 1e-6)
-        self._seconds_per_text += SMOOTHING * (whole / len(batch) - self._seconds_per_text)
-        self._scheduler.computed(batch, whole, self._threads)
-        answers: list[tuple[Job, Prediction | BaseException]] = []
-        for job, result in zip(batch, results, strict=True):
-            if isinstance(result, ModelError):
-                self._counts["failed"] += 1
-                answers.append((job, result))
-                continue
-            queue_us, text = int((started - job.admitted) * 1e6), job.text
-            prediction = Prediction(
-                probabilities=result.probabilities,
-                embedding=result.embedding,
-                top=result.top,
-                tokens=text.tokens,
-                truncated=text.truncated,
-                queue_us=queue_us,
-                run_us=share,
-            )
-            answers.append((job, prediction))
-        if self.on_batch is not None:
-            for alone in [[job] for job in batch] if forwards > 1 else [batch]:
-                self.on_batch(len(alone), sum(job.tokens for job in alone), run_us // forwards)
-        return answers
+    def _compute(self, batches: list[list[Job]], since: float) -> list[tuple[Job, Prediction | BaseException]]:
+        """The rate is measured from `since`: beside a busy loop the way from one forward to the next takes time too.
 
-    def _isolate(self, batch: list[Job]) -> list[Scored | ModelError]:
-        """Run the batch; if it raises, halve it until only the text at fault fails (or what is too big fits)."""
+        Within a claim a text's share of the time is that of its tokens.
+        """
+        started = self._clock()
+        results = self._isolate(batches)
+        ended = self._clock()
+        jobs = [job for batch in batches for job in batch]
+        if len(results) != len(jobs):  # whose answer is whose can't be known
+            raise EngineDead(f"the engine gave {len(results)} answers for {len(jobs)} texts")
+        tokens = sum(job.tokens for job in jobs)
+        whole, us_per_token = max(ended - since, 1e-6), max(ended - started, 0.0) * 1e6 / tokens
+        self._counts["batches"] += len(batches)
+        self._counts["texts"] += len(jobs)
+        self._counts["failed"] += sum(isinstance(result, ModelError) for result in results)
+        self._seconds_per_text += SMOOTHING * (whole / len(jobs) - self._seconds_per_text)
+        for batch in batches:
+            self._scheduler.computed(batch, whole * sum(job.tokens for job in batch) / tokens, self._threads)
+            if self.on_batch is not None:
+                self.on_batch(len(batch))
+        return [
+            (
+                job,
+                result
+                if isinstance(result, ModelError)
+                else prediction(
+                    result,
+                    job.text,
+                    queue_us=int((started - job.admitted) * 1e6),
+                    run_us=int(us_per_token * job.tokens),
+                ),
+            )
+            for job, result in zip(jobs, results, strict=True)
+        ]
+
+    def _isolate(self, batches: list[list[Job]]) -> list[Scored | ModelError]:
+        """Run them; if that raises, each batch alone, and then halves of it, until only the text at fault fails (or
+        what is too big fits)."""
         try:
-            return list(self._run([job.text for job in batch]))
+            return list(self._run([[job.text for job in batch] for batch in batches]))
         except EngineDead:
             raise
-        except MemoryError:
-            failed = EngineFailed("the text does not fit the device's memory")
-            self._counts["out_of_memory"] += 1
-            self._scheduler.out_of_memory(len(batch) * max(job.tokens for job in batch))
-            log.warning("a forward of %d text(s) ran out of memory", len(batch))
         except Exception as error:  # noqa: BLE001 - engines raise what their runtime raises
             # The runtime's message may quote its input: only the type is told.
-            failed = EngineFailed(f"the forward raised {type(error).__name__}")
-            log.warning("a forward of %d text(s) raised %s", len(batch), type(error).__name__)
+            kind, out_of_memory = type(error).__name__, isinstance(error, MemoryError)
+        if len(batches) > 1:
+            return [result for batch in batches for result in self._isolate([batch])]
+        (batch,) = batches
+        log.warning("a forward of %d text(s) raised %s", len(batch), kind)
+        if out_of_memory:
+            self._counts["out_of_memory"] += 1
+            self._scheduler.out_of_memory(len(batch) * max(job.tokens for job in batch))
         if len(batch) == 1:
-            return [failed]
+            why = "the text does not fit the device's memory" if out_of_memory else f"the forward raised {kind}"
+            return [EngineFailed(why)]
         middle = len(batch) // 2
-        return self._isolate(batch[:middle]) + self._isolate(batch[middle:])
+        return self._isolate([batch[:middle]]) + self._isolate([batch[middle:]])
 
     def _die(self, error: BaseException) -> None:
         # Where it died, without the message: that may quote a text.

@@ -30,12 +30,8 @@ EngineName = Literal["auto", "onnx", "torch"]
 Kind = Literal["onnx-int8", "torch-fp32", "torch-bf16", "torch-int8", "torch-fp8"]
 #: What torch computes with. "auto": fp32 on a CPU, bf16 on CUDA.
 Precision = Literal["auto", "fp32", "bf16", "int8", "fp8"]
-PRECISIONS: dict[Kind, Precision] = {
-    "torch-fp32": "fp32",
-    "torch-bf16": "bf16",
-    "torch-int8": "int8",
-    "torch-fp8": "fp8",
-}
+KINDS: dict[Precision, Kind] = {"fp32": "torch-fp32", "bf16": "torch-bf16", "int8": "torch-int8", "fp8": "torch-fp8"}
+PRECISIONS = {kind: precision for precision, kind in KINDS.items()}
 #: Below this width a GPU's 8-bit products win nothing over bf16, and compiling them takes minutes: "auto" does not try.
 EIGHT_BIT_FROM = 1024
 
@@ -45,6 +41,15 @@ class Output(NamedTuple):
 
     embeddings: NDArray[np.float32]  # (n, hidden), L2-normalised
     logits: NDArray[np.float32] | None  # (n, labels), for a sequence classifier
+
+
+def together(outputs: Sequence[Output]) -> Output:
+    """The rows of all, in order."""
+    if len(outputs) == 1:
+        return outputs[0]
+    logits = [output.logits for output in outputs if output.logits is not None]
+    embeddings = np.concatenate([output.embeddings for output in outputs])
+    return Output(embeddings, np.concatenate(logits) if logits else None)
 
 
 class EngineDead(ModelError):
@@ -111,8 +116,8 @@ def open_engine(
     """
     say = progress or (lambda _message: None)
     threads = threads or cores()
-    cuda = device == "cuda" or device.startswith("cuda:") or (device == "auto" and name != "onnx" and has_cuda())
-    where = device if device != "auto" else "cuda" if cuda else "cpu"
+    where = place(name, device)
+    cuda = where.startswith("cuda")
 
     def make(kind: Kind) -> Made:
         if kind == "onnx-int8":
@@ -140,6 +145,13 @@ def open_engine(
     return choose_and_open(encoder, order, known, make, reason)
 
 
+def place(name: EngineName, device: str) -> str:
+    """The device that "auto" stands for."""
+    if device != "auto":
+        return device
+    return "cuda" if name != "onnx" and has_cuda() else "cpu"
+
+
 def of_heads(possible: tuple[Kind, ...], heads: Sequence[Path]) -> tuple[tuple[Kind, ...], dict[Kind, list[Quality]]]:
     """The candidates that every head was fitted on, and what the heads know of them."""
     if not heads:
@@ -159,7 +171,7 @@ def candidates(name: EngineName, *, cuda: bool, precision: Precision, hidden: in
     if name == "onnx" or (name == "auto" and not cuda and precision == "int8"):
         return ("onnx-int8",)
     if precision != "auto":
-        return (next(kind for kind, each in PRECISIONS.items() if each == precision),)
+        return (KINDS[precision],)
     if cuda:
         return ("torch-fp8", "torch-int8", "torch-bf16") if hidden >= EIGHT_BIT_FROM else ("torch-bf16",)
     return ("torch-fp32",) if name == "torch" else ("onnx-int8", "torch-fp32")

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from local_model.footprint import BATCH_TOKENS
+
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-MOST_TOKENS = 16_384  # in a bucket, padding counted
+MOST_TOKENS = BATCH_TOKENS["cuda"]  # in a bucket, padding counted
 WARM_UPS = 3  # runs before a capture: kernels are loaded and chosen then, which a capture does not allow
 
 

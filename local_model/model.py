@@ -15,7 +15,7 @@ from local_model import encoder as encoders
 from local_model import probes
 from local_model.batcher import OnBatch
 from local_model.encoder import Encoder
-from local_model.engines import cores, has_cuda
+from local_model.engines import cores, place
 from local_model.footprint import Weights, require_fits
 from local_model.heads import Head, load_head, model_head
 from local_model.station import ModelSettings, Station
@@ -154,7 +154,7 @@ class LocalModel:
             station.batcher.on_death = callback
 
     def on_batch(self, callback: OnBatch) -> None:
-        """`callback(texts, tokens, microseconds)` is called on the engine's thread after every forward."""
+        """`callback(texts)` is called on the engine's thread for every forward."""
         for station in self._stations:
             station.batcher.on_batch = callback
 
@@ -213,11 +213,8 @@ def _proof(new: Sequence[Encoder], settings: ModelSettings) -> tuple[str, ...]:
     """
     if not new:
         return ()
-    cuda = settings.device.startswith("cuda") or (
-        settings.device == "auto" and settings.engine != "onnx" and has_cuda()
-    )
-    device = settings.device if settings.device != "auto" else "cuda" if cuda else "cpu"
-    usual: Weights = "bf16" if cuda else "fp32" if settings.engine == "torch" else "int8"
+    device = place(settings.engine, settings.device)
+    usual: Weights = "bf16" if device.startswith("cuda") else "fp32" if settings.engine == "torch" else "int8"
     precision: Weights = usual if settings.precision == "auto" else settings.precision
     try:
         require_fits(new, device=device, precision=precision, threads=settings.threads or cores())

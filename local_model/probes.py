@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from local_model.engines import Engine, Kind, Output
+from local_model.engines import Engine, Kind, Output, together
 from local_model.heads import Head
 from local_model.tokenize import TextTokenizer
 
@@ -79,11 +79,8 @@ def run(engine: Engine, rows: Sequence[Sequence[int]]) -> Output:
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     step = max(1, min(engine.max_items, engine.max_tokens // TOKENS))
     parts = [engine.forward([rows[i] for i in order[at : at + step]]) for at in range(0, len(order), step)]
-    back = np.argsort(order)
-    logits = [part.logits for part in parts if part.logits is not None]
-    return Output(
-        np.concatenate([part.embeddings for part in parts])[back], np.concatenate(logits)[back] if logits else None
-    )
+    back, whole = np.argsort(order), together(parts)
+    return Output(whole.embeddings[back], None if whole.logits is None else whole.logits[back])
 
 
 def rate(engine: Engine, rows: Sequence[Sequence[int]], rounds: int = 8) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from local_model.engines import Output
 from local_model.heads import Head
-from local_model.types import TOP, ModelError, NotFinite
+from local_model.types import TOP, ModelError, NotFinite, Prediction
 
 
 class Text(NamedTuple):
@@ -24,11 +24,16 @@ class Text(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the model says of one text: see the same fields of `Prediction`."""
+    """What the model says of one text: the first fields of `Prediction`."""
 
     probabilities: NDArray[np.float32]
     embedding: NDArray[np.float32]
     top: tuple[tuple[int, float], ...]
+
+
+def prediction(scored: Scored, text: Text, *, queue_us: int, run_us: int) -> Prediction:
+    """What the caller of `text` gets."""
+    return Prediction(*scored, text.tokens, text.truncated, queue_us, run_us)
 
 
 def score(output: Output, batch: Sequence[Text]) -> list[Scored | ModelError]:

@@ -26,6 +26,7 @@ from local_model.engines import (
     cores,
     of_heads,
     open_engine,
+    together,
 )
 from local_model.gate import choose
 from local_model.heads import Head
@@ -238,8 +239,10 @@ class Station:
         """On a thread of the pool. Nothing is done for callers who have gone."""
         return [None if future.done() else self._encode(text, truncate) for text, future in texts]
 
-    def _run(self, batch: Sequence[Text]) -> list[Scored | ModelError]:
-        return score(self.opened.engine.forward([text.ids for text in batch]), batch)
+    def _run(self, batches: Sequence[Sequence[Text]]) -> list[Scored | ModelError]:
+        """A forward for each batch, then the scores of all in one pass."""
+        outputs = [self.opened.engine.forward([text.ids for text in batch]) for batch in batches]
+        return score(together(outputs), [text for batch in batches for text in batch])
 
     def would_serve(self, settings: ModelSettings, encoder: Encoder, heads: Sequence[Path]) -> bool:
         """Whether a new station for the same would be like this one: the heads have a say in the engine."""

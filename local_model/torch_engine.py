@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from local_model.encoder import Encoder
-from local_model.engines import EngineDead, Kind, Output, Precision
+from local_model.engines import KINDS, EngineDead, Kind, Output, Precision
+from local_model.footprint import BATCH_TOKENS
 from local_model.graphs import Graphs, capture_on, grid, pad
 from local_model.network import Network, build
 from local_model.types import LoadError
@@ -24,9 +25,8 @@ log = logging.getLogger(__name__)
 #: Lengths outside the grid are padded up to a multiple: fewer distinct shapes, for which kernels and plans are cached.
 PAD_TO = 8
 #: The most texts, and tokens with padding, in one forward. On few cores more than 8 short texts gain nothing.
-CPU_BATCH = (8, 2_048)
-CUDA_BATCH = (128, 16_384)
-KINDS: dict[Precision, Kind] = {"fp32": "torch-fp32", "bf16": "torch-bf16", "int8": "torch-int8", "fp8": "torch-fp8"}
+CPU_BATCH = (8, BATCH_TOKENS["cpu"])
+CUDA_BATCH = (128, BATCH_TOKENS["cuda"])
 #: cuBLAS multiplies int8 and fp8 matrices whose sides are multiples of this; others stay in bf16.
 SIDE = 16
 #: ... and int8 ones of more than 16 rows, which are the batch's tokens.

@@ -13,9 +13,10 @@ class Flight:
     """A computation that several callers may wait for. Who leaves stops neither what others wait for nor the settling
     of a paid call. It lands with an outcome, with an error, or with neither: given up."""
 
-    __slots__ = ("error", "escalation", "landed", "local", "outcome", "waiting")
+    __slots__ = ("error", "escalation", "key", "landed", "local", "outcome", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
         self.landed = False
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
@@ -38,33 +39,32 @@ class Flights:
         return self._by_key[key]
 
     def launch(self, key: Hashable) -> Flight:
-        flight = self._by_key[key] = Flight()
+        flight = self._by_key[key] = Flight(key)
         return flight
 
-    def land(self, key: Hashable, outcome: Outcome | None, error: BaseException | None = None) -> None:
+    def land(self, flight: Flight, outcome: Outcome | None, error: BaseException | None = None) -> None:
         """Tell all who wait."""
-        flight = self._by_key.pop(key, None)
-        if flight is None:  # given up
+        if flight.landed:  # given up
             return
+        del self._by_key[flight.key]
         flight.landed, flight.outcome, flight.error = True, outcome, error
         for tell in flight.waiting:
             tell()
 
-    def follow(self, key: Hashable, escalating: Coroutine[Any, Any, Outcome]) -> None:
+    def follow(self, flight: Flight, escalating: Coroutine[Any, Any, Outcome]) -> None:
         """What this returns, or raises, is the answer. Not begun for a flight that was given up: it would be paid."""
-        flight = self._by_key.get(key)
-        if flight is None:
+        if flight.landed:
             escalating.close()
             return
         escalation = flight.escalation = asyncio.create_task(escalating)
 
         def landed(task: asyncio.Task[Outcome]) -> None:
             if task.cancelled():
-                self.land(key, None)
+                self.land(flight, None)
             elif error := task.exception():
-                self.land(key, None, error)
+                self.land(flight, None, error)
             else:
-                self.land(key, task.result())
+                self.land(flight, task.result())
 
         escalation.add_done_callback(landed)
 
@@ -99,10 +99,10 @@ class Flights:
     async def close(self) -> None:
         """Give up what is still being computed; paid calls are settled as uncertain."""
         self.closed = True
-        flights = list(self._by_key.items())
-        escalations = [flight.escalation for _, flight in flights if flight.escalation is not None]
+        flights = list(self._by_key.values())
+        escalations = [flight.escalation for flight in flights if flight.escalation is not None]
         for escalation in escalations:
             escalation.cancel()
         await asyncio.gather(*escalations, return_exceptions=True)
-        for key, _ in flights:
-            self.land(key, None)
+        for flight in flights:
+            self.land(flight, None)

@@ -27,7 +27,7 @@ class LocalTier:
     """`load` (again and again), then `close`. A request takes its task's route out of `tasks` once, and with it the
     model and the cache identity that belong together."""
 
-    def __init__(self, *, on_death: Callable[[BaseException], None], on_batch: Callable[[int, int, int], None]) -> None:
+    def __init__(self, *, on_death: Callable[[BaseException], None], on_batch: Callable[[int], None]) -> None:
         self.model: LocalModel | None = None
         self.tasks: Mapping[str, TaskRoute] = {}
         self._on_death = on_death

@@ -174,7 +174,7 @@ class Pipeline:
         flight = self._flights.launch(key)
         if not text:
             prediction.cancel()
-        prediction.add_done_callback(partial(self._answer, key, flight, ask, index, text))
+        prediction.add_done_callback(partial(self._answer, flight, ask, index, text))
         return flight
 
     @staticmethod
@@ -228,21 +228,13 @@ class Pipeline:
         except QueueFull as full:
             raise ProblemError("overloaded", str(full), retry_after=full.retry_after) from None
 
-    def _answer(
-        self,
-        key: tuple[Any, ...],
-        flight: Flight,
-        ask: Ask,
-        index: int,
-        text: str,
-        prediction: asyncio.Future[Prediction],
-    ) -> None:
+    def _answer(self, flight: Flight, ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction]) -> None:
         """Once the local model is done: its answer where it stands, else the frontier's, else the local one marked
         degraded."""
         try:
             local = flight.local = self._local(ask, text, prediction)
         except Exception as error:  # noqa: BLE001 - in a callback the loop would swallow it, and all would wait
-            self._flights.land(key, None, error)
+            self._flights.land(flight, None, error)
             return
         stands = local.label is not None and policy.accepts(
             ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
@@ -251,9 +243,9 @@ class Pipeline:
             local.error == "over-length" and policy.too_long(ask.rules) != "escalate"
         )
         if stands or hopeless or not ask.rules.may_escalate:
-            self._flights.land(key, local)
+            self._flights.land(flight, local)
         else:
-            self._flights.follow(key, self._escalate(ask, index, text, local))
+            self._flights.follow(flight, self._escalate(ask, index, text, local))
 
     def _local(self, ask: Ask, text: str, prediction: asyncio.Future[Prediction]) -> Outcome:
         if not text:

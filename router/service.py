@@ -53,9 +53,7 @@ class Service:
         self.bodies = Slots(BODIES_PER_SLOT * self.config.server.max_concurrent)
         self.telemetry = Telemetry()
         self.prices = price_table(self.config)
-        self.local = LocalTier(
-            on_death=self._model_died, on_batch=lambda texts, _tokens, _micros: self.telemetry.batch.observe(texts)
-        )
+        self.local = LocalTier(on_death=self._model_died, on_batch=self.telemetry.batch.observe)
         self.ledger_path = ledger_path(loaded)
         self.redis_url: str = ""
         self.secret = b""  # keys the cache's digests

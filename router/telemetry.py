@@ -166,7 +166,7 @@ class Lines:
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-_lines: Lines | None = None  # where JSON lines go
+_lines: Lines | None = None  # where the lines of requests go as JSON
 
 
 def log_request(**fields: Any) -> None:
@@ -184,10 +184,11 @@ def configure_logging(level: str = "info", *, terminal: bool | None = None) -> N
     would log request bodies (litestar's does by default) and URLs."""
     global _lines
     pretty = sys.stderr.isatty() if terminal is None else terminal
-    _lines = None if pretty else Lines()
+    lines = None if pretty else Lines()
+    _lines = lines if level == "info" else None
     renderer: Any = structlog.dev.ConsoleRenderer() if pretty else _render
     factory: Any = (
-        structlog.PrintLoggerFactory(sys.stderr) if pretty else structlog.BytesLoggerFactory(cast("BinaryIO", _lines))
+        structlog.PrintLoggerFactory(sys.stderr) if pretty else structlog.BytesLoggerFactory(cast("BinaryIO", lines))
     )
     structlog.configure(
         processors=[

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,11 @@ BATCHER = {"threads", "claim", "on_batch", "on_death", "clock"}
 def serve(engine: Callable[..., Any], body: Callable[[Batcher], Awaitable[None]], **options: Any) -> Batcher:
     """Run `body` on a loop with a started batcher; `options` are the batcher's or the scheduler's."""
     scheduler = Scheduler(**{name: value for name, value in options.items() if name not in BATCHER})
-    batcher = Batcher(engine, scheduler, **{name: value for name, value in options.items() if name in BATCHER})
+
+    def run(batches: Sequence[Sequence[Text]]) -> list[Scored | ModelError]:
+        return [answer for batch in batches for answer in engine(batch)]
+
+    batcher = Batcher(run, scheduler, **{name: value for name, value in options.items() if name in BATCHER})
 
     async def main() -> None:
         batcher.start(asyncio.get_running_loop())
@@ -79,6 +84,23 @@ def submit(batcher: Batcher, texts: Sequence[Text], **options: Any) -> list[asyn
     futures: list[asyncio.Future[Prediction]] = [asyncio.get_running_loop().create_future() for _ in texts]
     batcher.submit(list(zip(texts, futures, strict=True)), **options)
     return futures
+
+
+@contextlib.contextmanager
+def wake_ups() -> Iterator[list[None]]:
+    """An entry for each time that another thread woke the loop."""
+    loop, seen = asyncio.get_running_loop(), list[None]()
+    real = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(None)
+        return real(*args, **kwargs)
+
+    loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        loop.call_soon_threadsafe = real  # type: ignore[method-assign]
 
 
 async def entered(engine: FakeEngine) -> None:
@@ -240,7 +262,7 @@ def test_a_promise_that_is_taken_back_makes_room() -> None:
         batcher.admit("a", 4)
         with pytest.raises(QueueFull):
             batcher.admit("b", 1)
-        batcher.release("a", 4)
+        batcher.submit([], tenant="a", promised=4)
         assert batcher.stats()["waiting_tokens"] == 0
         batcher.admit("b", 4)
 
@@ -423,31 +445,19 @@ def test_one_wake_up_of_the_loop_delivers_a_whole_batch() -> None:
     engine = FakeEngine(held=True)
 
     async def body(batcher: Batcher) -> None:
-        loop = asyncio.get_running_loop()
         first = submit(batcher, [text(0)])
         await entered(engine)
         rest = submit(batcher, [text(i) for i in range(1, 9)])
-        wakes = 0
-        real = loop.call_soon_threadsafe
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal wakes
-            wakes += 1
-            return real(*args, **kwargs)
-
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
-        try:
+        with wake_ups() as wakes:
             engine.go.set()
             await asyncio.gather(*first, *rest)
-        finally:
-            loop.call_soon_threadsafe = real  # type: ignore[method-assign]
-        assert wakes <= 2, "two batches, so two wake-ups at most"
+        assert 1 <= len(wakes) <= 2, "two batches, so two wake-ups at most"
 
     serve(engine, body, max_items=8)
 
 
 def test_batches_that_end_while_the_loop_is_busy_wake_it_once() -> None:
-    last, wakes = threading.Event(), 0
+    last = threading.Event()
 
     def engine(batch: Sequence[Text]) -> list[Scored | ModelError]:
         if batch[0].ids[0] == 19:
@@ -455,34 +465,47 @@ def test_batches_that_end_while_the_loop_is_busy_wake_it_once() -> None:
         return [score(item) for item in batch]
 
     async def body(batcher: Batcher) -> None:
-        loop = asyncio.get_running_loop()
-        real = loop.call_soon_threadsafe
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal wakes
-            wakes += 1
-            return real(*args, **kwargs)
-
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
-        try:
+        with wake_ups() as wakes:
             futures = submit(batcher, [text(i) for i in range(20)])
             assert last.wait(20), "the loop is busy until the last text is in the engine"
             await asyncio.gather(*futures)
-        finally:
-            loop.call_soon_threadsafe = real  # type: ignore[method-assign]
+        assert 1 <= len(wakes) <= 2, "nineteen together, and the last one perhaps by itself"
 
     serve(engine, body)
-    assert wakes <= 2, "nineteen together, and the last one perhaps by itself"
 
 
-def test_every_forward_is_reported_with_its_size_and_tokens() -> None:
-    seen: list[tuple[int, int]] = []
+@pytest.mark.parametrize(("max_items", "sizes"), [(1, [1] * 12), (3, [3] * 4)])
+def test_every_forward_is_reported_with_its_size_those_of_a_claim_too(max_items: int, sizes: list[int]) -> None:
+    seen: list[int] = []
 
     async def body(batcher: Batcher) -> None:
-        await asyncio.gather(*submit(batcher, [text(1, 5)]))
+        await asyncio.gather(*submit(batcher, [text(i) for i in range(12)]))
 
-    serve(FakeEngine(), body, on_batch=lambda size, tokens, run_us: seen.append((size, tokens)))
-    assert seen == [(1, 5)]
+    batcher = serve(FakeEngine(), body, on_batch=seen.append, claim=4, max_items=max_items, hold=12)
+    assert seen == sizes
+    assert batcher.stats()["batches"] == len(sizes)
+
+
+def test_one_bad_text_in_a_claim_fails_alone_and_the_time_is_shared_by_tokens() -> None:
+    now, lengths = [0.0], [3, 3, 3, 9, 3, 3, 3, 3, 3]
+
+    def engine(batch: Sequence[Text]) -> list[Scored | ModelError]:
+        now[0] += 0.001 * len(batch[0].ids)
+        if batch[0].ids[0] == 2:
+            raise ValueError("secret text in the message")
+        return [score(item) for item in batch]
+
+    async def body(batcher: Batcher) -> None:
+        batcher.observe(1_000, 1_000, 1e-3)  # so fast that four are claimed
+        futures = submit(batcher, [text(i, length) for i, length in enumerate(lengths)])
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert [isinstance(result, EngineFailed) for result in results] == [i == 2 for i in range(9)]
+        answers = [result for result in results if isinstance(result, Prediction)]
+        assert [answer.probabilities[0] for answer in answers] == [0, 1, 3, 4, 5, 6, 7, 8]
+        assert answers[2].run_us == pytest.approx(3 * answers[0].run_us, abs=3), "9 tokens and 3, in one claim"
+        assert batcher.stats()["failed"] == 1
+
+    serve(engine, body, claim=4, hold=9, clock=lambda: now[0])
 
 
 def test_who_leaves_makes_no_empty_batch_and_whoever_stands_behind_them_goes() -> None:
@@ -540,29 +563,17 @@ def test_where_many_wait_a_thread_takes_several_batches_at_once_and_their_answer
         first = submit(batcher, [text(99)])
         await entered(engine)
         rest = submit(batcher, [text(i) for i in range(12)])
-        wakes = 0
-        loop = asyncio.get_running_loop()
-        real = loop.call_soon_threadsafe
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal wakes
-            wakes += 1
-            return real(*args, **kwargs)
-
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
-        try:
+        with wake_ups() as wakes:
             engine.go.set()
             await asyncio.gather(*first)
             answers = await asyncio.gather(*rest)
-        finally:
-            loop.call_soon_threadsafe = real  # type: ignore[method-assign]
         assert [answer.probabilities[0] for answer in answers] == list(range(12))
         # 4 and 4 together; when 4 are left another thread could want them: one by one.
-        assert wakes <= 1 + 2 + 4
+        assert 1 <= len(wakes) <= 1 + 2 + 4
         assert batcher.stats()["batches"] == 13, "still one text per forward"
 
     serve(engine, body, claim=4)
-    assert engine.batches == [[99], [0, 1, 2, 3], [4, 5, 6, 7], [8], [9], [10], [11]]
+    assert engine.batches == [[i] for i in [99, *range(12)]]
 
 
 def test_a_thread_takes_no_second_batch_while_the_first_could_still_fill_it() -> None:

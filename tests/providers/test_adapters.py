@@ -167,7 +167,7 @@ def test_the_deadline_cuts_a_call_that_never_ends_and_closes_its_socket(
             started = time.monotonic()
             with pytest.raises(TimedOut) as caught:
                 await provider.ask(question, timeout=0.2)
-            assert time.monotonic() - started < 3  # the fault lasts much longer
+            assert time.monotonic() - started < 0.6
             assert caught.value.billed == "unknown"
             async with asyncio.timeout(5):
                 await sim.wait_for(gone=1)

@@ -107,7 +107,7 @@ def test_the_deadline_holds_and_the_cut_call_counts_with_its_upper_bound(
             started = time.monotonic()
             with pytest.raises(FrontierUnavailable) as caught:
                 await b.ask(question, within=0.3)
-            assert 0.25 < time.monotonic() - started < 3  # the fault lasts much longer
+            assert 0.25 < time.monotonic() - started < 0.6
             assert caught.value.reason == "deadline"
             assert b.states == ["settled", "uncertain"]
             assert b.ledger.attempts[2].cost_nano == b.ledger.attempts[2].intent.estimate_nano
