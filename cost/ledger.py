@@ -13,7 +13,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ class Ledger:
         self._watch = Watch(path, clock)
         self._writer = Writer(path, db, watch=self._watch, clock=clock, busy_ms=busy_ms, deliver=self._deliver)
         self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.05)
+        self._patience = _Patience(path)
         self._reading = threading.Lock()
         self._readable = True
         self._spent_nano = 0  # as last read
@@ -123,32 +123,26 @@ class Ledger:
     ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        impatience: asyncio.TimerHandle | None = None
         if not work:
             future.set_result(None)
         elif self._closed:
-            future.set_exception(LedgerUnwritable(f"the ledger {self.path} is closed"))
+            _fail(future, LedgerUnwritable(f"the ledger {self.path} is closed"))
         elif self.pending >= self._room:
-            why = f"the ledger {self.path} is too slow: {self._room} calls wait for it"
-            future.set_exception(LedgerUnwritable(why))
+            _fail(future, LedgerUnwritable(f"the ledger {self.path} is too slow: {self._room} calls wait for it"))
         else:
             self._writer.put(Job(work, future))
             seconds = self._patience_s if patience_s is None else min(patience_s, self._patience_s)
-            impatience = loop.call_later(seconds, self._stop_waiting, future, seconds)
-        future.add_done_callback(partial(_ended, impatience))
+            self._patience.wait(future, seconds, loop)
         return future
-
-    def _stop_waiting(self, future: asyncio.Future[Any], seconds: float) -> None:
-        if not future.done():
-            future.set_exception(LedgerUnwritable(f"the ledger {self.path} took over {seconds:.3g} s to write"))
 
     def _deliver(self, done: Results) -> None:
         for job, result in done:
             if job.future is None:
                 continue
+            self._patience.over(job.future)
             if not job.future.done():
                 if isinstance(result, Exception):
-                    job.future.set_exception(result)
+                    _fail(job.future, result)
                 else:
                     job.future.set_result(result)
             elif isinstance(job.work, Intent) and isinstance(result, int):
@@ -156,8 +150,46 @@ class Ledger:
                 self._writer.put(Job(Settle(result, Outcome("unbilled", error="Abandoned")), None))
 
 
-def _ended(impatience: asyncio.TimerHandle | None, future: asyncio.Future[Any]) -> None:
-    if impatience is not None:
-        impatience.cancel()
-    if not future.cancelled():
-        future.exception()  # seen: of who has left, asyncio would log it
+class _Patience:
+    """Fails futures that have waited for long enough. One timer for all: a timer each would cost more than the rest of
+    a call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._until: dict[asyncio.Future[Any], tuple[float, float]] = {}  # the loop's time, and the seconds it was
+        self._alarm: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def wait(self, future: asyncio.Future[Any], seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is not self._loop:  # a test's second one
+            self._loop, self._alarm = loop, None
+            self._until.clear()
+        when = loop.time() + seconds
+        self._until[future] = (when, seconds)
+        if self._alarm is None or when < self._alarm.when():
+            self._set(when)
+
+    def over(self, future: asyncio.Future[Any]) -> None:
+        self._until.pop(future, None)
+
+    def _set(self, when: float) -> None:
+        assert self._loop is not None
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        self._alarm, now = None, self._loop.time()
+        for future, (when, seconds) in list(self._until.items()):
+            if when <= now or future.done():
+                del self._until[future]
+                if not future.done():
+                    _fail(future, LedgerUnwritable(f"the ledger {self._path} took over {seconds:.3g} s to write"))
+        if self._until:
+            self._set(min(when for when, _ in self._until.values()))
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # seen: of who has left, asyncio would log it
