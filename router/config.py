@@ -34,6 +34,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_deadline_ms: Milliseconds = 5_000
     max_body_bytes: Annotated[int, Meta(ge=1_024, le=64 * 1024 * 1024)] = 1024 * 1024
     max_concurrent: Annotated[int, Meta(ge=1, le=100_000)] = 512
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    leave_s: Annotated[int, Meta(ge=0, le=600)] = 0
     drain_s: Annotated[int, Meta(ge=0, le=600)] = 10
 
 
@@ -45,8 +47,16 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     escalate: Escalate = "auto"
 
 
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a tenant, whatever key it comes with."""
+
+    rate: Annotated[float, Meta(ge=0.001, le=1_000_000.0)]  # requests a second
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
 class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: tuple[Key, ...] = ()
+    limits: dict[Name, Limit] = {}
     admin: tuple[Sha256, ...] = ()
 
 
@@ -61,6 +71,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400
     lookup_ms: Milliseconds = 10
     memory_mb: Annotated[int, Meta(ge=4, le=1_000_000)] = 128
+    memory_bytes: Annotated[int, Meta(ge=0, le=64 * 1024**3)] = 64 * 1024**2
     store_preview: bool = False
     secret: str = ""
 

@@ -14,6 +14,8 @@ from router.cache.entry import Entry
 from router.problems import ProblemError
 from router.types import Answer, Degraded, Failed, LatencyMs
 
+CacheTier = Literal["memory", "redis"]
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """An answer (`label` is set) or an error (`error` and `detail` are). Times are in microseconds."""
@@ -24,7 +26,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     scores: tuple[tuple[str, float], ...] = ()
     model: str = ""
     answered_by: Literal["local", "frontier"] | None = None
-    cache_tier: Literal["redis"] | None = None
+    cache_tier: CacheTier | None = None
     degraded: Degraded | None = None
     error: str | None = None
     detail: str = ""
@@ -54,11 +56,11 @@ def failed(error: str, detail: str, *, tokens: int = 0) -> Outcome:
     return Outcome(source="error", error=error, detail=detail, tokens=tokens)
 
 
-def from_entry(entry: Entry) -> Outcome:
+def from_entry(entry: Entry, tier: CacheTier, took_us: int) -> Outcome:
     """A hit costs nothing; it saves what a frontier was paid when it answered first."""
     return Outcome(
         source="cache",
-        cache_tier="redis",
+        cache_tier=tier,
         answered_by=entry.kind,
         label=entry.label,
         confidence=entry.confidence,
@@ -67,6 +69,7 @@ def from_entry(entry: Entry) -> Outcome:
         truncated=entry.truncated,
         tokens=entry.tokens,
         saved_nano=entry.cost_nano if entry.kind == "frontier" else 0,
+        cache_us=took_us,
     )
 
 
@@ -103,6 +106,23 @@ def from_frontier(answer: FrontierAnswer, local: Outcome) -> Outcome:
         detail="",
         cost_nano=local.local_nano + answer.cost_nano,
         frontier_us=answer.latency_us,
+    )
+
+
+def bought_elsewhere(entry: Entry, local: Outcome, waited_us: int) -> Outcome:
+    """Another process paid for it while this one waited; the local model's part was this one's own."""
+    return msgspec.structs.replace(
+        local,
+        source="frontier",
+        label=entry.label,
+        confidence=entry.confidence,
+        scores=entry.scores,
+        model=entry.model,
+        truncated=False,
+        coalesced=True,
+        error=None,
+        detail="",
+        frontier_us=waited_us,
     )
 
 

@@ -4,65 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 from cost.types import InputRow, LedgerError
-from local_model.types import Classifier, Expired, ModelError, OverLength, Prediction, QueueFull, TaskInfo
-from providers.types import Caller, Frontier, FrontierUnavailable, Label, Question
+from local_model.types import Expired, ModelError, OverLength, Prediction, QueueFull
+from providers.types import Caller, Frontier, FrontierUnavailable, Question
 from router import outcome as outcomes
 from router import policy
-from router.cache.entry import Kind
+from router.ask import Ask, Input, TaskRoute
+from router.cache.entry import Entry, Kind
 from router.cache.keys import normalize
 from router.cache.types import Cache, Slot
 from router.flights import Flight, Flights
-from router.outcome import Outcome
-from router.policy import Rules
+from router.outcome import CacheTier, Outcome
 from router.problems import ProblemError
+
+__all__ = ["Ask", "Pipeline", "TaskRoute"]
 
 #: Kept back from the frontier's deadline, to settle, record and answer in.
 ANSWER_MARGIN_S = 0.050
 #: Characters of a text that `cache.store_preview` keeps.
 PREVIEW_LENGTH = 80
+#: The entries of one text.
+BOTH: tuple[Kind, Kind] = ("local", "frontier")
 
 
 class Ledger(Protocol):
     """The seam (`cost.ledger.Ledger`)."""
 
     def record(self, rows: Sequence[InputRow], *, patience_s: float) -> Awaitable[None]: ...
-
-
-class TaskRoute(msgspec.Struct, frozen=True):
-    """One task, as loaded; made once at start, and again when its model is replaced."""
-
-    info: TaskInfo
-    classifier: Classifier
-    nano_per_us: float  # what a microsecond of its engine costs
-    labels: tuple[Label, ...]
-    label_names: frozenset[str]
-    instructions: str
-    local_parts: Mapping[str, str]  # everything that changes the local answer, by name
-    frontier_parts: Mapping[str, str]  # everything that changes the frontier's
-    local_identity: str  # their digests
-    frontier_identity: str
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """One request, with everything the front door found out about it."""
-
-    request_id: str
-    tenant: str
-    task: TaskRoute
-    texts: Sequence[str]
-    rules: Rules
-    deadline: float  # in the loop's time
-    started_ns: int  # time.perf_counter_ns
-    strict: bool = False
-    read_cache: bool = True
-    write_cache: bool = True
 
 
 class Pipeline:
@@ -96,85 +70,95 @@ class Pipeline:
             return await self._classify(ask)
 
     async def _classify(self, ask: Ask) -> list[Outcome]:
-        texts = [normalize(text) for text in ask.texts]
-        digests = [self._digest(ask.tenant, text) for text in texts]
+        normal = [normalize(text) for text in ask.texts]
+        inputs = [Input(i, text, self._digest(ask.tenant, text)) for i, text in enumerate(normal)]
 
-        found, cache_us = await self._from_cache(ask, digests)
-        misses = [i for i, outcome in enumerate(found) if outcome is None]
-        computed = await self._compute(ask, misses, texts, digests)
-        done = [outcome or computed[i] for i, outcome in enumerate(found)]
-        if cache_us:
-            done = [msgspec.structs.replace(outcome, cache_us=cache_us) for outcome in done]
+        found, cache_us = await self._from_cache(ask, inputs)
+        misses = [each for each in inputs if found[each.place] is None]
+        computed = await self._compute(ask, misses) if misses else {}
+        done = [outcome or msgspec.structs.replace(computed[i], cache_us=cache_us) for i, outcome in enumerate(found)]
         if ask.strict:
             done = [outcomes.refuse_degraded(outcome) for outcome in done]
 
-        await self._record(ask, digests, done)
-        self._remember(ask, texts, digests, done)
+        await self._record(ask, inputs, done)
         return done
 
     # 1 cache ---------------------------------------------------------------------------------------------------------
 
-    async def _from_cache(self, ask: Ask, digests: Sequence[bytes]) -> tuple[list[Outcome | None], int]:
-        """The hits, and how long it took (microseconds). A text has two entries: the local model's answer and a
-        frontier's. Today's policy decides on read, so a changed threshold drops nothing that was paid for."""
+    async def _from_cache(self, ask: Ask, inputs: Sequence[Input]) -> tuple[list[Outcome | None], int]:
+        """The hits, and how long the misses took (microseconds). A text has two entries: the local model's answer and
+        a frontier's. What this process remembers goes first; who else is asked, is asked for the rest."""
         if not ask.read_cache:
-            return [None] * len(digests), 0
+            return [None] * len(inputs), 0
         started = time.perf_counter_ns()
-        entries = await self._cache.lookup([self._slot(ask, d, local) for d in digests for local in (True, False)])
-        took = (time.perf_counter_ns() - started) // 1000
-        found: list[Outcome | None] = []
-        for local, frontier in zip(entries[::2], entries[1::2], strict=True):
-            if local is not None and policy.accepts(
-                ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
-            ):
-                found.append(outcomes.from_entry(local))
-            elif frontier is not None and ask.rules.may_escalate:
-                found.append(outcomes.from_entry(frontier))
-            else:
-                found.append(None)
+        slots = [self._slot(ask, each, kind) for each in inputs for kind in BOTH]
+        entries = self._cache.recall(slots)
+        took = max(1, (time.perf_counter_ns() - started) // 1000)
+        pairs = zip(entries[::2], entries[1::2], strict=True)
+        found = [self._hit(ask, local, frontier, "memory", took) for local, frontier in pairs]
+        left = [i for i, outcome in enumerate(found) if outcome is None]
+        if left:
+            entries = await self._cache.lookup([slot for i in left for slot in slots[2 * i : 2 * i + 2]])
+            took = (time.perf_counter_ns() - started) // 1000
+            for i, local, frontier in zip(left, entries[::2], entries[1::2], strict=True):
+                found[i] = self._hit(ask, local, frontier, "redis", took)
         return found, took
 
-    def _slot(self, ask: Ask, digest: bytes, local: bool) -> Slot:
-        identity = ask.task.local_identity if local else ask.task.frontier_identity
-        kind: Kind = "local" if local else "frontier"
-        return Slot(ask.tenant, ask.task.info.name, digest, kind, identity, ask.task.label_names)
+    @staticmethod
+    def _hit(ask: Ask, local: Entry | None, frontier: Entry | None, tier: CacheTier, took_us: int) -> Outcome | None:
+        """Today's policy decides on read, so a changed threshold drops nothing that was paid for."""
+        if local is not None and policy.accepts(
+            ask.rules, local.label, local.confidence or 0.0, truncated=local.truncated
+        ):
+            return outcomes.from_entry(local, tier, took_us)
+        if frontier is not None and ask.rules.may_escalate:
+            return outcomes.from_entry(frontier, tier, took_us)
+        return None
+
+    @staticmethod
+    def _slot(ask: Ask, each: Input, kind: Kind) -> Slot:
+        task = ask.task
+        identity = task.local_identity if kind == "local" else task.frontier_identity
+        return Slot(ask.tenant, task.info.name, each.digest, kind, identity, task.label_names)
+
+    def _keep(self, ask: Ask, each: Input, outcome: Outcome) -> None:
+        """Where it was computed, not where its caller returns: who leaves loses no paid answer."""
+        if ask.write_cache and outcome.cacheable:
+            preview = each.text[:PREVIEW_LENGTH] if self._store_preview else None
+            entry = outcomes.to_entry(outcome, self._clock(), preview)
+            self._cache.store(self._slot(ask, each, entry.kind), entry)
 
     # identical inputs in flight share one computation ----------------------------------------------------------------
 
-    async def _compute(
-        self, ask: Ask, misses: Sequence[int], texts: Sequence[str], digests: Sequence[bytes]
-    ) -> dict[int, Outcome]:
+    async def _compute(self, ask: Ask, misses: Sequence[Input]) -> dict[int, Outcome]:
         """Admit all texts that nobody is computing yet, or none; then wait for every one."""
-        keys = {i: self._flight_key(ask, digests[i], None if ask.read_cache else i) for i in misses}
-        leaders = {keys[i]: i for i in reversed(misses) if keys[i] not in self._flights}
+        keys = {each.place: self._flight_key(ask, each, alone=not ask.read_cache) for each in misses}
+        leaders = {keys[each.place]: each for each in reversed(misses) if keys[each.place] not in self._flights}
         mine = sorted(leaders.values())
-        for i, prediction in zip(mine, self._admit(ask, [texts[i] for i in mine]), strict=True):
-            self._launch(keys[i], ask, i, texts[i], prediction)
-        flights = {i: self._flights[keys[i]] for i in misses}
+        for each, prediction in zip(mine, self._admit(ask, mine), strict=True):
+            self._launch(keys[each.place], ask, each, prediction)
+        flights = {i: self._flights[key] for i, key in keys.items()}
 
         await self._flights.wait(flights.values(), ask.deadline if mine else ask.deadline - ANSWER_MARGIN_S)
-        computed: dict[int, Outcome] = {}
-        for i, flight in flights.items():
-            if leaders.get(keys[i]) == i:
-                computed[i] = self._landed(flight)
-            else:
-                computed[i] = await self._join(flight, ask, i, texts[i], digests[i])
-        return computed
+        return {
+            each.place: self._landed(flights[each.place])
+            if leaders.get(keys[each.place]) is each
+            else await self._join(flights[each.place], ask, each)
+            for each in misses
+        }
 
     @staticmethod
-    def _flight_key(ask: Ask, digest: bytes, alone: int | None) -> tuple[Any, ...]:
-        """The digest names the tenant and the text. `alone`: an input that shares with nobody."""
+    def _flight_key(ask: Ask, each: Input, *, alone: bool) -> tuple[Any, ...]:
+        """The digest names the tenant and the text. `alone`: shared with nobody."""
         identities = (ask.task.local_identity, ask.task.frontier_identity)
-        key = (ask.task.info.name, digest, *identities, ask.rules.may_escalate)
-        return key if alone is None else (*key, ask.request_id, alone)
+        key = (ask.task.info.name, each.digest, *identities, ask.rules.may_escalate)
+        return (*key, ask.request_id, each.place) if alone else key
 
-    def _launch(
-        self, key: tuple[Any, ...], ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction]
-    ) -> Flight:
+    def _launch(self, key: tuple[Any, ...], ask: Ask, each: Input, prediction: asyncio.Future[Prediction]) -> Flight:
         flight = self._flights.launch(key)
-        if not text:
+        if not each.text:
             prediction.cancel()
-        prediction.add_done_callback(partial(self._answer, flight, ask, index, text))
+        prediction.add_done_callback(partial(self._answer, flight, ask, each))
         return flight
 
     @staticmethod
@@ -190,10 +174,10 @@ class Pipeline:
             return outcomes.failed("deadline", "the local model did not answer in time")
         return outcomes.degraded(flight.local, FrontierUnavailable("deadline", "the frontier did not answer in time"))
 
-    async def _join(self, flight: Flight, ask: Ask, index: int, text: str, digest: bytes) -> Outcome:
+    async def _join(self, flight: Flight, ask: Ask, each: Input) -> Outcome:
         """Another caller's computation, for as long as this one's deadline allows. If that caller had less time, and
         was therefore served less, the first of those who waited begins anew and the others join it."""
-        key = self._flight_key(ask, digest, None)
+        key = self._flight_key(ask, each, alone=False)
         while True:
             await self._flights.wait([flight], ask.deadline - ANSWER_MARGIN_S)
             served = flight.outcome is not None and not flight.outcome.depends_on_deadline
@@ -203,10 +187,10 @@ class Pipeline:
                 flight = self._flights[key]
                 continue
             try:
-                (prediction,) = self._admit(ask, [text])
+                (prediction,) = self._admit(ask, [each])
             except ProblemError as error:  # this input's problem: its neighbours may have been paid for
                 return outcomes.failed(error.kind, str(error))
-            mine = self._launch(key, ask, index, text, prediction)
+            mine = self._launch(key, ask, each, prediction)
             await self._flights.wait([mine], ask.deadline)
             return self._landed(mine)
 
@@ -216,11 +200,12 @@ class Pipeline:
 
     # 2 local ---------------------------------------------------------------------------------------------------------
 
-    def _admit(self, ask: Ask, texts: Sequence[str]) -> Sequence[asyncio.Future[Prediction]]:
-        if not texts:
+    def _admit(self, ask: Ask, inputs: Sequence[Input]) -> Sequence[asyncio.Future[Prediction]]:
+        if not inputs:
             return []
         deadline = min(ask.deadline, asyncio.get_running_loop().time() + self._local_deadline_s)
         truncate = policy.too_long(ask.rules) != "reject"
+        texts = [each.text for each in inputs]
         try:
             return ask.task.classifier.submit(
                 ask.task.info.name, texts, truncate=truncate, deadline=deadline, tenant=ask.tenant
@@ -228,11 +213,11 @@ class Pipeline:
         except QueueFull as full:
             raise ProblemError("overloaded", str(full), retry_after=full.retry_after) from None
 
-    def _answer(self, flight: Flight, ask: Ask, index: int, text: str, prediction: asyncio.Future[Prediction]) -> None:
+    def _answer(self, flight: Flight, ask: Ask, each: Input, prediction: asyncio.Future[Prediction]) -> None:
         """Once the local model is done: its answer where it stands, else the frontier's, else the local one marked
         degraded."""
         try:
-            local = flight.local = self._local(ask, text, prediction)
+            local = flight.local = self._local(ask, each.text, prediction)
         except Exception as error:  # noqa: BLE001 - in a callback the loop would swallow it, and all would wait
             self._flights.land(flight, None, error)
             return
@@ -244,8 +229,9 @@ class Pipeline:
         )
         if stands or hopeless or not ask.rules.may_escalate:
             self._flights.land(flight, local)
+            self._keep(ask, each, local)
         else:
-            self._flights.follow(flight, self._escalate(ask, index, text, local))
+            self._flights.follow(flight, self._escalate(ask, each, local))
 
     def _local(self, ask: Ask, text: str, prediction: asyncio.Future[Prediction]) -> Outcome:
         if not text:
@@ -261,18 +247,31 @@ class Pipeline:
 
     # 3 frontier ------------------------------------------------------------------------------------------------------
 
-    async def _escalate(self, ask: Ask, index: int, text: str, local: Outcome) -> Outcome:
-        question = Question(ask.task.info.name, text, ask.task.labels, ask.task.instructions)
-        caller = Caller(ask.request_id, index, ask.tenant, local.tokens)
+    async def _escalate(self, ask: Ask, each: Input, local: Outcome) -> Outcome:
+        """Bought once: by this process, or by another that has begun. Who wants it afresh buys it."""
+        if not ask.read_cache:
+            return await self._buy(ask, each, local)
+        started = time.perf_counter_ns()
+        slot = self._slot(ask, each, "frontier")
+        async with self._cache.sole(slot, until=ask.deadline - ANSWER_MARGIN_S) as elsewhere:
+            if elsewhere is None:
+                return await self._buy(ask, each, local)
+        return outcomes.bought_elsewhere(elsewhere, local, (time.perf_counter_ns() - started) // 1000)
+
+    async def _buy(self, ask: Ask, each: Input, local: Outcome) -> Outcome:
+        question = Question(ask.task.info.name, each.text, ask.task.labels, ask.task.instructions)
+        caller = Caller(ask.request_id, each.place, ask.tenant, local.tokens)
         try:
             answer = await self._frontier.answer(question, caller, deadline=ask.deadline - ANSWER_MARGIN_S)
         except FrontierUnavailable as why:
             return outcomes.degraded(local, why)
-        return outcomes.from_frontier(answer, local)
+        bought = outcomes.from_frontier(answer, local)
+        self._keep(ask, each, bought)
+        return bought
 
     # 4 record --------------------------------------------------------------------------------------------------------
 
-    async def _record(self, ask: Ask, digests: Sequence[bytes], done: Sequence[Outcome]) -> None:
+    async def _record(self, ask: Ask, inputs: Sequence[Input], done: Sequence[Outcome]) -> None:
         """One row an input, in the operating system's hands before the answer leaves. Books that can't be written stop
         paid calls (in the chain), not answers."""
         total_us = (time.perf_counter_ns() - ask.started_ns) // 1000
@@ -281,26 +280,17 @@ class Pipeline:
             outcomes.to_row(
                 outcome,
                 request_id=ask.request_id,
-                index=i,
+                index=each.place,
                 at_us=at_us,
                 tenant=ask.tenant,
                 task=ask.task.info.name,
-                text=digests[i],
+                text=each.digest,
                 total_us=total_us,
             )
-            for i, outcome in enumerate(done)
+            for each, outcome in zip(inputs, done, strict=True)
         ]
         remaining = ask.deadline - asyncio.get_running_loop().time()
         try:
             await self._ledger.record(rows, patience_s=max(ANSWER_MARGIN_S, remaining))
         except LedgerError as error:
             self._on_ledger_error(error)
-
-    def _remember(self, ask: Ask, texts: Sequence[str], digests: Sequence[bytes], done: Sequence[Outcome]) -> None:
-        if not ask.write_cache:
-            return
-        for text, digest, outcome in zip(texts, digests, done, strict=True):
-            if outcome.cacheable and not outcome.coalesced:
-                preview = text[:PREVIEW_LENGTH] if self._store_preview else None
-                slot = self._slot(ask, digest, outcome.source == "local")
-                self._cache.store(slot, outcomes.to_entry(outcome, self._clock(), preview))

@@ -44,10 +44,16 @@ class Answer(msgspec.Struct, frozen=True):
     degraded: Degraded | None  # why the local label stands although a frontier answer was wanted
     certified: Annotated[bool, Meta(description="Covered by a loaded certificate.")]
     truncated: Annotated[bool, Meta(description="The model read only the beginning of the text.")]
-    coalesced: Annotated[bool, Meta(description="Shared the computation of an identical input that was in flight.")]
+    coalesced: Annotated[
+        bool,
+        Meta(description="Shared what was computed, or bought by another replica, for an identical input just now."),
+    ]
     cost_usd: Annotated[float, Meta(ge=0, description="What this answer cost: device time and frontier calls.")]
     latency_ms: LatencyMs
-    cache_tier: Literal["redis"] | UnsetType = UNSET
+    cache_tier: Annotated[
+        Literal["memory", "redis"] | UnsetType,
+        Meta(description="Which cache answered: what the process that was asked remembers, or Redis."),
+    ] = UNSET
     answered_by: Literal["local", "frontier"] | UnsetType = UNSET
     scores: Annotated[list[tuple[str, float]], Meta(max_length=10)] | UnsetType = UNSET
 

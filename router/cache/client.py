@@ -1,5 +1,6 @@
-"""The cache on Redis. It may be down, slow, full or lying: then a lookup is a miss within `lookup_ms`, a write is lost,
-and nobody notices but the metrics. Nothing here raises to the pipeline.
+"""The cache on Redis, with what this process remembers in front of it. Redis may be down, slow, full or lying: then a
+lookup is a miss within `lookup_ms`, a write is lost, a paid call is not shared, and nobody notices but the metrics.
+Nothing here raises to the pipeline.
 
 Lookups of one turn of the event loop become one MGET (measured: 12 times a GET each). redis-py's defaults are replaced
 one by one: it would retry ten times over seconds, its pool raises at once when it is empty, and its timeouts are none.
@@ -7,43 +8,49 @@ one by one: it would retry ten times over seconds, its pool raises at once when 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
-import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from router.cache import keys
-from router.cache.embedded import EmbeddedRedisError
+from router.cache.breaker import Breaker
 from router.cache.entry import Corrupt, Entry, decode, encode
+from router.cache.generations import Generations
+from router.cache.herd import ANSWER_S, Herd
+from router.cache.memory import Memory
+from router.cache.replica import Replica, generation_in
 from router.cache.types import Slot
+from router.cache.waiting import Background, Together, within
+from router.cache.writer import Writer
 
-log = structlog.get_logger("crossover.cache")
+#: Seconds to connect. No lookup waits for it: it goes on while they are misses.
+CONNECT_S = 0.25
+#: Writes that fail this long, in seconds, are shown: Redis is full or read-only. Lookups go on.
+WRITES_FAIL_S = 2.0
+#: Seconds for what no request waits for: writes, claims, polls. A busy machine is no outage.
+PATIENCE_S = 1.0
+#: What the probe of the writes sets; expires at once.
+PROBE_KEY = f"co:{keys.VERSION}:probe"
+#: A lookup reads again, with the new key, when a purge came between; so often.
+READS = 3
 
-#: The breaker opens after this many failed lookups in a row, if they span this long: one stall of the event loop times
-#: out everything in flight together and is no outage.
-FAILURES_TO_OPEN = 5
-SECONDS_TO_OPEN = 0.25
-PROBE_SECONDS = 1.0
-WRITES_IN_FLIGHT = 1024
 
-
-def connect(url: str) -> Redis:
-    """A client whose every wait is bounded: 20 ms for a connection, 50 ms for an answer, no retries."""
+def connect(url: str, answer_s: float) -> Redis:
+    """A client whose every wait is bounded: 20 ms for a connection, `answer_s` for an answer, no retries."""
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=8,
         timeout=0.020,
-        socket_timeout=0.050,
-        socket_connect_timeout=0.050,
+        socket_timeout=answer_s,
+        socket_connect_timeout=CONNECT_S,
         retry=Retry(NoBackoff(), 0),
         protocol=3,
         client_name="crossover",
@@ -53,227 +60,216 @@ def connect(url: str) -> Redis:
 
 class RedisCache:
     """Implements `router.cache.types.Cache`. `on_lookup` is told "error" and "corrupt" (a damaged entry).
-    `revive` is awaited before each probe of a Redis that did not answer."""
+    `revive` is awaited before each probe of a Redis that did not answer. `memory_bytes` 0: nothing is remembered here.
+    """
 
     def __init__(
         self,
-        redis: Redis,
+        url: str,
         *,
         secret: bytes,
         ttl_s: int,
         lookup_s: float,
+        memory_bytes: int = 0,
         on_lookup: Callable[[str], None] = lambda _result: None,
         revive: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._redis = redis
+        self._redis = connect(url, max(0.050, lookup_s))
+        patient = self._patient = connect(url, PATIENCE_S)  # for what no request waits for
         self._secret = secret
         self._ttl_s = ttl_s
         self._lookup_s = lookup_s
         self._on_lookup = on_lookup
-        self._generations: dict[str, str] = {}
-        self._waiting: list[tuple[Sequence[Slot], asyncio.Future[list[Entry | None]]]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._writes = 0
-        self.breaker = Breaker(self._redis.ping, self._spawn, lookup_s, revive)
+        self._revive = revive
+        self._background = Background()
+        self._generations = Generations()
+        self._memory = Memory(memory_bytes) if memory_bytes else None
+        self._replica = Replica(patient, self._generations, self._memory) if self._memory is not None else None
+        self._reading = Together(partial(self._answer, self._redis, lookup_s), self._background)
+        self._looking = Together(partial(self._answer, patient, ANSWER_S), self._background)
+        self.breaker = Breaker("cache", self._probe, self._background)
+        self.writes = Breaker("cache_writes", self._probe_write, self._background, seconds=WRITES_FAIL_S)
+        self._writer = Writer(patient, self.writes, self._background)
+        self._herd = Herd(patient, self._writer, self.breaker, self.writes, self._background)
+
+    # read ------------------------------------------------------------------------------------------------------------
+
+    def recall(self, slots: Sequence[Slot]) -> list[Entry | None]:
+        memory = self._memory
+        if memory is None:
+            return [None] * len(slots)
+        now = time.monotonic()
+        trusted = self._generations.trusted
+        return [memory.get(slot, value, now) if (value := trusted(slot.task, now)) else None for slot in slots]
 
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
         if self.breaker.open:
             self._on_lookup("error")
             return [None] * len(slots)
-        future: asyncio.Future[list[Entry | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((slots, future))
-        if len(self._waiting) == 1:  # what else asks in this turn of the loop rides along
-            asyncio.get_running_loop().call_soon(self._flush)
-        return await future
+        return await self._reading.ask(slots)
 
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._spawn(self._read_together(waiting))
-
-    async def _read_together(self, waiting: list[tuple[Sequence[Slot], asyncio.Future[list[Entry | None]]]]) -> None:
-        slots = [slot for some, _ in waiting for slot in some]
+    async def _answer(self, redis: Redis, seconds: float, asked: Sequence[Sequence[Slot]]) -> list[list[Entry | None]]:
+        """One MGET for all of them."""
+        slots = [slot for some in asked for slot in some]
         try:
-            found = await within(self._read(slots), self._lookup_s)
+            found = await within(self._read(redis, slots), seconds, late=self._background)
         except Exception as error:  # noqa: BLE001 - a reply of the wrong shape raises anything; somebody waits for this
             self.breaker.failed(error)
-            for _ in waiting:
+            for _ in asked:
                 self._on_lookup("error")
             found = [None] * len(slots)
         else:
             self.breaker.succeeded()
-        start = 0
-        for some, future in waiting:
-            if not future.done():  # its caller may have left
-                future.set_result(found[start : start + len(some)])
-            start += len(some)
+        rest = iter(found)
+        return [[next(rest) for _ in some] for some in asked]
 
-    async def _read(self, slots: Sequence[Slot]) -> list[Entry | None]:
+    async def _read(self, redis: Redis, slots: Sequence[Slot]) -> list[Entry | None]:
         tasks = list({slot.task: None for slot in slots})
-        for task in tasks:
-            if task not in self._generations:
-                self._generations[task] = await self._generation(task)
-        while True:
-            names = [self._key(slot) for slot in slots]
-            values: list[Any] = await self._redis.mget([keys.generation_key(task) for task in tasks] + names)
-            stale = False
-            for task, current in zip(tasks, values, strict=False):
-                if _text(current) != self._generations[task]:
-                    self._generations[task] = _text(current) or await self._generation(task)
-                    stale = True
-            if not stale:  # else a purge, or a flushed Redis: what was read belongs to the past
+        for _ in range(READS):
+            tokens = {task: keys.token_of(self._generations.value(task)) for task in tasks}
+            names = [self._name(slot, tokens[slot.task]) for slot in slots]
+            asked = time.monotonic()
+            replies: list[Any] = await redis.mget([keys.generation_key(task) for task in tasks] + names)
+            values = {task: generation_in(reply) for task, reply in zip(tasks, replies, strict=False)}
+            for task, value in values.items():
+                self._generations.heard(task, value, asked)
+            missing = [task for task, value in values.items() if not value]
+            if not missing and all(tokens[task] == keys.token_of(value) for task, value in values.items()):
+                found = zip(slots, names, replies[len(tasks) :], strict=True)
+                return [self._found(slot, name, reply, values[slot.task]) for slot, name, reply in found]
+            # The first lookup of a task, a purge, or a flushed Redis.
+            if missing and not all([await self._make_generation(task) for task in missing]):
                 break
-        entries: list[Entry | None] = []
-        for slot, name, value in zip(slots, names, values[len(tasks) :], strict=True):
-            entries.append(self._decode(slot, name, value))
-        return entries
+        return [None] * len(slots)
 
-    def _decode(self, slot: Slot, name: str, value: bytes | None) -> Entry | None:
-        if value is None:
+    def _name(self, slot: Slot, token: str) -> str:
+        return keys.entry_key(slot.tenant, slot.task, token, slot.text, slot.identity)
+
+    def _found(self, slot: Slot, name: str, reply: bytes | None, generation: str) -> Entry | None:
+        if reply is None:
             return None
         try:
-            entry = decode(value, name, slot.kind, slot.labels, self._secret)
+            entry = decode(reply, name, slot.kind, slot.labels, self._secret)
         except Corrupt:
             self._on_lookup("corrupt")
-            self._spawn(self._quietly(self._redis.unlink(name)))
+            self._writer.put("UNLINK", name)
             return None
+        self._remember(slot, generation, entry)
         return entry
 
-    async def _generation(self, task: str) -> str:
-        """The task's generation, made if there is none; of two processes that make one, the first wins."""
-        name = keys.generation_key(task)
-        await self._redis.set(name, keys.new_generation(), nx=True)
-        value = await self._redis.get(name)
-        return _text(value) if value else keys.new_generation()
+    async def _make_generation(self, task: str) -> bool:
+        """For a task that has none; of two processes that make one, the first wins. False: Redis takes no writes."""
+        name, new = keys.generation_key(task), keys.new_generation()
+        asked = time.monotonic()
+        try:
+            await self._redis.set(name, new, nx=True)
+            (reply,) = await self._redis.mget([name])
+            value = generation_in(reply)
+            if not value:  # something else stands there
+                value = new
+                await self._redis.set(name, new)
+        except ResponseError as error:
+            self.writes.failed(error)
+            return False
+        self._generations.heard(task, value, asked)
+        return True
 
-    def _key(self, slot: Slot) -> str:
-        return keys.entry_key(slot.tenant, slot.task, self._generations[slot.task], slot.text, slot.identity)
+    # write -----------------------------------------------------------------------------------------------------------
 
     def store(self, slot: Slot, entry: Entry) -> None:
-        if self.breaker.open or slot.task not in self._generations or self._writes >= WRITES_IN_FLIGHT:
+        generation = self._generations.value(slot.task)
+        if not generation:
+            if not self.breaker.open:  # nobody has looked anything up for this task yet
+                self._background.start(self._store_later(slot, entry))
             return
-        name = self._key(slot)
-        self._writes += 1
-        self._spawn(self._write(name, encode(msgspec.structs.replace(entry, key=name), self._secret)))
+        name = self._name(slot, keys.token_of(generation))
+        entry = msgspec.structs.replace(entry, key=name)
+        self._remember(slot, generation, entry)
+        if not self.breaker.open:
+            milliseconds = max(1, round(self._lives(slot) * 1000))
+            self._writer.put("SET", name, encode(entry, self._secret), "PX", milliseconds)
 
-    async def _write(self, name: str, value: bytes) -> None:
-        try:
-            await self._quietly(self._redis.set(name, value, ex=self._ttl_s))
-        finally:
-            self._writes -= 1
+    async def _store_later(self, slot: Slot, entry: Entry) -> None:
+        await self.lookup([slot])
+        if self._generations.value(slot.task):
+            self.store(slot, entry)
 
-    async def _quietly(self, command: Any) -> None:
-        """Run a command whose failure costs nothing but the entry (out of memory, read-only, loading...)."""
-        try:
-            await command
-        except (RedisError, OSError, TimeoutError) as error:
-            log.debug("cache_write_failed", error=type(error).__name__)
+    def _remember(self, slot: Slot, generation: str, entry: Entry) -> None:
+        if self._memory is not None:
+            left = min(entry.at + self._lives(slot) - time.time(), self._ttl_s)
+            self._memory.put(slot, generation, entry, left)
 
-    async def check(self) -> None:
-        """Ask once, at start: a Redis that is not there is not asked by the first requests."""
-        try:
-            await within(self._redis.ping(), 1.0)
-        except (RedisError, OSError, TimeoutError) as error:
-            self.breaker.trip(error)
+    def _lives(self, slot: Slot) -> float:
+        """Seconds from 0.9 of the time to live up to all of it, so that what was written together does not expire
+        together. By the text's digest: every process comes to the same."""
+        return self._ttl_s * (1.0 - 0.1 * int.from_bytes(slot.text[:4], "little") / 2**32)
 
     def publish(self, values: Mapping[str, bytes]) -> None:
         """Leave notes for `crossover cache` (router.cache.inspect): what the identities of today's requests are."""
         for name, value in values.items():
-            self._spawn(self._quietly(self._redis.set(name, value)))
+            self._writer.put("SET", name, value)
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)  # the loop keeps only a weak reference
-        task.add_done_callback(self._tasks.discard)
+    # buy once --------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def sole(self, slot: Slot, *, until: float) -> AsyncIterator[Entry | None]:
+        found: Entry | None = None
+
+        async def look() -> bool:
+            nonlocal found
+            (found,) = await self._looking.ask([slot])
+            return found is not None
+
+        name = keys.claim_key(self._name(slot, "any"))  # who does not know the generation yet takes part
+        claimed = await self._herd.lead(name, look, until=until)
+        try:
+            yield found
+        finally:
+            if claimed:
+                self._herd.release(name)
+
+    # health ----------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Ask once: a Redis that is not there is not asked by the first requests. Then keep what is remembered true."""
+        if self._replica is not None:
+            self._background.start(self._replica.run())
+        try:
+            await within(self._redis.ping(), PATIENCE_S)
+        except (RedisError, OSError, TimeoutError) as error:
+            self.breaker.trip(error)
+
+    async def _probe(self) -> None:
+        if self._revive is not None:
+            await self._revive()
+        await self._redis.ping()  # connects
+        await within(
+            self._redis.mget([keys.generation_key(task) for task in self._generations.seen()] + [PROBE_KEY]),
+            self._lookup_s,
+        )
+
+    async def _probe_write(self) -> None:
+        await self._patient.set(PROBE_KEY, b"", px=1)
+
+    def degradations(self) -> list[str]:
+        """What does not work: "cache", or "cache_writes" alone."""
+        return ["cache"] if self.breaker.open else ["cache_writes"] if self.writes.open else []
+
+    @property
+    def memory_bytes(self) -> int:
+        """What is remembered here."""
+        return self._memory.bytes if self._memory is not None else 0
 
     async def close(self) -> None:
         """Let pending writes finish, for half a second."""
         self.breaker.close()
-        if pending := [task for task in self._tasks if not task.done()]:
-            await asyncio.wait(pending, timeout=0.5)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-        with contextlib.suppress(RedisError, OSError):
-            await self._redis.aclose()
-
-
-def _text(value: Any) -> str:
-    """Replies are bytes; whatever else stands there is no generation of ours."""
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else ""
-
-
-class Breaker:
-    """Stops asking a Redis that does not answer; a PING in the background, once a second, finds out when it does."""
-
-    def __init__(
-        self,
-        probe: Callable[[], Any],
-        spawn: Callable[[Any], None],
-        seconds: float,
-        revive: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        self.open = False
-        self._seconds = seconds
-        self._revive = revive
-        self._probe = probe
-        self._spawn = spawn
-        self._failures = 0
-        self._since = 0.0
-        self._closed = asyncio.Event()
-
-    def failed(self, error: BaseException) -> None:
-        now = time.monotonic()
-        if self._failures == 0:
-            self._since = now
-        self._failures += 1
-        enough = self._failures >= FAILURES_TO_OPEN and now - self._since >= SECONDS_TO_OPEN
-        if enough:
-            self.trip(error)
-
-    def succeeded(self) -> None:
-        self._failures = 0
-
-    def trip(self, error: BaseException) -> None:
-        """Open now; the log says so once, here and when it closes again."""
-        if not self.open and not self._closed.is_set():
-            self.open = True
-            log.warning("cache_unavailable", error=type(error).__name__, failures=self._failures)
-            self._spawn(self._recover())
-
-    def close(self) -> None:
-        self._closed.set()
-
-    async def _recover(self) -> None:
-        while not self._closed.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), PROBE_SECONDS * random.uniform(0.8, 1.2))
-            try:
-                if self._revive is not None:
-                    await self._revive()
-                await within(self._probe(), self._seconds)
-            except (RedisError, OSError, TimeoutError, EmbeddedRedisError):
-                continue
-            self._failures = 0
-            self.open = False
-            log.info("cache_available")
-            return
-
-
-async def within(awaitable: Any, seconds: float) -> Any:
-    """As `asyncio.timeout`, but an answer that is already here is taken: when the loop itself was late, timers fire
-    before the replies that came in meanwhile have been read."""
-    task = asyncio.ensure_future(awaitable)
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-        for _ in range(3):
-            if task.done():
-                break
-            await asyncio.sleep(0)
-    finally:
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-    if task.cancelled():
-        raise TimeoutError
-    return task.result()
+        self.writes.close()
+        if self._replica is not None:
+            self._replica.stop()
+        await self._background.close(0.5)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            if self._replica is not None:
+                await within(self._replica.leave(), 0.5)
+        for client in (self._redis, self._patient):
+            with contextlib.suppress(RedisError, OSError):
+                await client.aclose()

@@ -99,6 +99,8 @@ class EmbeddedRedis:
             raise EmbeddedRedisError(f"{error.filename or self._folder}: {error.strerror}") from None
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        if self._process is not None:
+            self._process.poll()  # a server that was killed is not left a zombie
         with (self._folder / "redis.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [

@@ -13,8 +13,9 @@ import msgspec
 Kind = Literal["local", "frontier"]
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One answer. Holds no text, unless `cache.store_preview` asks for one."""
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One answer. Holds no text, unless `cache.store_preview` asks for one. Has no cycles: thousands are remembered,
+    and searching them for garbage would stop the loop."""
 
     key: str  # the key it was written under
     kind: Kind

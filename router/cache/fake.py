@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import msgspec
 
@@ -11,17 +12,30 @@ from router.cache.types import Slot
 
 
 class MemoryCache:
-    """Implements `router.cache.types.Cache`; nothing expires."""
+    """Implements `router.cache.types.Cache`; nothing expires. `elsewhere` is what other processes buy: found by `sole`,
+    as if waited for. `recall` finds the texts (digests) in `remembers`."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self.elsewhere: Entry | None = None
+        self.claimed: list[Slot] = []
+        self.looked_up: list[Slot] = []
+        self.remembers: set[bytes] = set()
+
+    def recall(self, slots: Sequence[Slot]) -> list[Entry | None]:
+        return [self.entries.get(self._key(slot)) if slot.text in self.remembers else None for slot in slots]
 
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
+        self.looked_up += slots
         return [self.entries.get(self._key(slot)) for slot in slots]
 
     def store(self, slot: Slot, entry: Entry) -> None:
         key = self._key(slot)
         self.entries[key] = msgspec.structs.replace(entry, key=key)
+
+    def sole(self, slot: Slot, *, until: float) -> AbstractAsyncContextManager[Entry | None]:  # noqa: ARG002
+        self.claimed.append(slot)
+        return nullcontext(self.elsewhere)
 
     @staticmethod
     def _key(slot: Slot) -> str:

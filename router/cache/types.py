@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 from router.cache.entry import Entry, Kind
@@ -20,22 +21,38 @@ class Slot(NamedTuple):
 
 
 class Cache(Protocol):
-    """Neither method raises."""
+    """No method raises."""
+
+    def recall(self, slots: Sequence[Slot]) -> list[Entry | None]:
+        """What this process remembers: no waiting, microseconds."""
+        ...
 
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
         """The entries of `slots`, in order; None for a miss or a failure."""
         ...
 
     def store(self, slot: Slot, entry: Entry) -> None:
-        """Write in the background; `entry.key` is filled in."""
+        """Remember at once, write in the background; `entry.key` is filled in."""
+        ...
+
+    def sole(self, slot: Slot, *, until: float) -> AbstractAsyncContextManager[Entry | None]:
+        """For what is bought: an answer that another process was buying just now, waited for; or None: buy it, and
+        `store` it before the block ends. Nobody else does meanwhile, unless nobody can tell (Redis is down) or half of
+        the time until `until` (the loop's time) was spent waiting."""
         ...
 
 
 class NoCache:
     """`cache.url = "off"`."""
 
+    def recall(self, slots: Sequence[Slot]) -> list[Entry | None]:
+        return [None] * len(slots)
+
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
         return [None] * len(slots)
 
     def store(self, slot: Slot, entry: Entry) -> None:
         pass
+
+    def sole(self, slot: Slot, *, until: float) -> AbstractAsyncContextManager[Entry | None]:  # noqa: ARG002
+        return nullcontext()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from router.cache.client import RedisCache, connect
+from router.cache.client import RedisCache
 from router.cache.embedded import EmbeddedRedis
 from router.cache.entry import Entry
 from router.cache.fake import MemoryCache
-from router.cache.types import Cache, Slot
+from router.cache.types import Cache, NoCache, Slot
 
 SLOTS = [Slot("tenant", "task", bytes([number]) * 16, "frontier", "identity", frozenset({"a"})) for number in range(3)]
-ENTRY = Entry("", "frontier", 1.0, "a", None, (), "m", 5, 7, False)
+ENTRY = Entry("", "frontier", time.time(), "a", None, (), "m", 5, 7, False)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,9 @@ async def opened(kind: str, url: str) -> Any:
     if kind == "memory":
         yield MemoryCache()
         return
-    cache = RedisCache(connect(url), ttl_s=60, lookup_s=1.0, secret=b"s" * 32)
+    memory = 1 << 20 if kind == "redis and memory" else 0
+    cache = RedisCache(url, ttl_s=60, lookup_s=1.0, secret=b"s" * 32, memory_bytes=memory)
+    await cache.open()
     await cache._redis.flushall()
     yield cache
     await cache.close()
@@ -46,7 +49,7 @@ async def settled(cache: Cache, slot: Slot) -> Entry | None:
     return None
 
 
-@pytest.mark.parametrize("kind", ["memory", "redis"])
+@pytest.mark.parametrize("kind", ["memory", "redis", "redis and memory"])
 def test_a_cache(kind: str, url: str) -> None:
     """Answers in order, None for what it lacks, the last write wins, `key` is filled in, no slots is no answer."""
 
@@ -62,5 +65,25 @@ def test_a_cache(kind: str, url: str) -> None:
             assert [entry is not None for entry in await cache.lookup(SLOTS)] == [False, True, False]
             other = SLOTS[1]._replace(tenant="other")
             assert await cache.lookup([other]) == [None]
+            assert cache.recall([]) == []
+            assert cache.recall([other, SLOTS[0]]) == [None, None]
+            assert cache.recall(SLOTS)[1] in (None, found)
+            async with cache.sole(other, until=asyncio.get_running_loop().time() + 10) as elsewhere:
+                assert elsewhere is None
+                cache.store(other, ENTRY)
+            assert await settled(cache, other) is not None
+
+    asyncio.run(main())
+
+
+def test_no_cache_finds_nothing_keeps_nothing_and_waits_for_nobody() -> None:
+    """`cache.url = "off"`."""
+
+    async def main() -> None:
+        cache: Cache = NoCache()
+        cache.store(SLOTS[0], ENTRY)
+        assert cache.recall(SLOTS) == await cache.lookup(SLOTS) == [None] * 3
+        async with cache.sole(SLOTS[0], until=0.0) as elsewhere:
+            assert elsewhere is None
 
     asyncio.run(main())

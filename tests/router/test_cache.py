@@ -14,10 +14,12 @@ import pytest
 import redis
 
 from router.cache import inspect, keys
-from router.cache.client import RedisCache, connect, within
+from router.cache.client import RedisCache
 from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.entry import Entry, encode
+from router.cache.purge import purge
 from router.cache.types import Slot
+from router.cache.waiting import within
 
 LABELS = frozenset({"a", "b"})
 SECRET = b"s" * 32
@@ -44,9 +46,10 @@ def with_cache(url: str, scenario: Callable[[RedisCache, list[str]], Awaitable[N
     async def main() -> None:
         results: list[str] = []
         settings = {"ttl_s": 60, "lookup_s": 1.0, "secret": SECRET, **options}
-        cache = RedisCache(connect(url), on_lookup=results.append, **settings)
+        cache = RedisCache(url, on_lookup=results.append, **settings)
         try:
-            await scenario(cache, results)
+            async with asyncio.timeout(30):
+                await scenario(cache, results)
         finally:
             await cache.close()
 
@@ -106,7 +109,7 @@ def test_a_purge_is_seen_by_the_next_lookup(server: EmbeddedRedis, raw: redis.Re
 
     async def scenario(cache: RedisCache, _: list[str]) -> None:
         await stored(cache)
-        inspect.purge(raw, [], ["task"])
+        purge(raw, SECRET, inspect.Selection(task="task"))
         assert (await cache.lookup([SLOT]))[0] is None
         await stored(cache)
 
@@ -120,7 +123,7 @@ def test_a_flushed_redis_gets_a_new_generation(server: EmbeddedRedis, raw: redis
         await stored(cache)
         raw.flushall()
         await stored(cache)
-        other = RedisCache(connect(server.url), ttl_s=60, lookup_s=1.0, secret=SECRET)
+        other = RedisCache(server.url, ttl_s=60, lookup_s=1.0, secret=SECRET)
         assert (await other.lookup([SLOT]))[0] is not None
         await other.close()
 
@@ -215,6 +218,94 @@ def test_the_breaker_closes_when_redis_answers_again(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_something_else_under_a_generations_key_is_replaced(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """Another type, or text that is none of ours: it would end up in every key."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        for tamper in (
+            lambda: raw.lpush(keys.generation_key("task"), "x"),
+            lambda: raw.set(keys.generation_key("task"), "a:b"),
+        ):
+            raw.delete(keys.generation_key("task"))
+            tamper()
+            await stored(cache)
+            assert keys.is_generation((raw.get(keys.generation_key("task")) or b"").decode())
+
+    with_cache(server.url, scenario)
+
+
+def test_what_is_written_together_does_not_expire_together(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """Between 0.9 of the time to live and all of it, evenly."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await stored(cache)
+        for number in range(100):
+            cache.store(SLOT._replace(text=keys.text_digest(SECRET, "tenant", str(number))), ENTRY)
+
+    with_cache(server.url, scenario, ttl_s=1000)
+    left = sorted(raw.ttl(key) for key in raw.keys("co:*") if inspect.parse(key.decode()))
+    assert 890 <= left[0] < 920
+    assert 980 < left[-1] <= 1000
+    assert 940 < left[len(left) // 2] < 960
+
+
+def test_a_burst_of_writes_takes_no_lookups_place(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """Hundreds of entries go out on one connection, none is lost."""
+
+    async def scenario(cache: RedisCache, results: list[str]) -> None:
+        await stored(cache)
+        before = raw.info("clients")["connected_clients"]
+        slots = [SLOT._replace(text=number.to_bytes(16, "big")) for number in range(500)]
+        for slot in slots:
+            cache.store(slot, ENTRY)
+        while None in await cache.lookup(slots):
+            await asyncio.sleep(0)
+        assert raw.info("clients")["connected_clients"] <= before + 1
+        assert results == []
+
+    with_cache(server.url, scenario)
+
+
+def test_an_answer_is_kept_although_nobody_looked_for_one_before(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """All callers want it afresh: the generation is made for the first answer."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        cache.store(SLOT, ENTRY)
+        while not [key for key in raw.keys("co:*") if inspect.parse(key.decode())]:
+            await asyncio.sleep(0.001)
+
+    with_cache(server.url, scenario)
+
+
+def test_writes_that_fail_for_seconds_are_shown_and_lookups_go_on(
+    server: EmbeddedRedis, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that is full or read-only is still read; nothing is written to it until it takes writes again."""
+    monkeypatch.setattr("router.cache.client.WRITES_FAIL_S", 0.1)
+
+    async def scenario(cache: RedisCache, results: list[str]) -> None:
+        await stored(cache)
+        raw.replicaof("127.0.0.1", "1")
+        try:
+            while not cache.writes.open:
+                cache.store(SLOT, ENTRY)
+                await asyncio.sleep(0.01)
+                assert (await cache.lookup([SLOT]))[0] is not None
+            assert cache.degradations() == ["cache_writes"]
+            cache.store(SLOT, ENTRY)
+            assert not cache._writer._queue, "nothing is sent to be refused"
+            async with cache.sole(SLOT, until=asyncio.get_running_loop().time() + 60) as elsewhere:
+                assert elsewhere is None
+        finally:
+            raw.replicaof("NO", "ONE")
+        while cache.writes.open:
+            await asyncio.sleep(0.01)
+        assert results == []
+
+    with_cache(server.url, scenario)
+
+
 def test_a_cancelled_lookup_never_gives_its_answer_to_another(server: EmbeddedRedis, raw: redis.Redis) -> None:
     """The incident of redis-py in March 2023: replies must not slip to the next caller."""
 
@@ -222,7 +313,7 @@ def test_a_cancelled_lookup_never_gives_its_answer_to_another(server: EmbeddedRe
         slots = [SLOT._replace(text=bytes([number]) * 16) for number in range(20)]
         for number, slot in enumerate(slots):
             await stored(cache, slot, Entry("", "local", float(number), "a", 0.9, (), "m", number, 7, False))
-        for round_ in range(50):
+        for round_ in range(1500):  # 10,000 cancelled, of 30,000
             tasks = [asyncio.create_task(cache.lookup([slot])) for slot in slots]
             await asyncio.sleep(0)
             for task in tasks[round_ % 3 :: 3]:
@@ -267,7 +358,7 @@ def test_a_reply_of_the_wrong_shape_is_a_miss(tmp_path: Path, reply: bytes) -> N
             writer.close()
 
         server = await asyncio.start_unix_server(lie, tmp_path / "liar.sock")
-        cache = RedisCache(connect(f"unix://{tmp_path}/liar.sock"), ttl_s=60, lookup_s=1.0, secret=SECRET)
+        cache = RedisCache(f"unix://{tmp_path}/liar.sock", ttl_s=60, lookup_s=1.0, secret=SECRET)
         async with asyncio.timeout(10):
             assert await cache.lookup([SLOT]) == [None]
             await cache.close()
@@ -285,6 +376,39 @@ def test_what_takes_too_long_is_cut() -> None:
             await within(asyncio.Event().wait(), 0.01)
 
     asyncio.run(main())
+
+
+def test_to_connect_may_take_longer_than_an_answer_may(tmp_path: Path) -> None:
+    """As through TLS, to another city: the first lookups are misses, they connect, the later ones are answered."""
+
+    async def main() -> None:
+        async def far(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                if b"HELLO" in data:
+                    await asyncio.sleep(0.04)
+                    writer.write(b"%1\r\n+proto\r\n:3\r\n")
+                elif b"MGET" in data:
+                    writer.write(b"*2\r\n$8\r\n12345678\r\n$-1\r\n")
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
+            writer.close()
+
+        server = await asyncio.start_unix_server(far, tmp_path / "far.sock")
+        results: list[str] = []
+        cache = RedisCache(
+            f"unix://{tmp_path}/far.sock", ttl_s=60, lookup_s=0.01, secret=SECRET, on_lookup=results.append
+        )
+        for _ in range(8):
+            results.clear()
+            await cache.lookup([SLOT])
+            await asyncio.sleep(0.01)
+        assert results == []
+        assert not cache.breaker.open
+        await cache.close()
+        server.close()
+        await asyncio.sleep(0.05)  # its connections end
+
+    asyncio.run(asyncio.wait_for(main(), 5))
 
 
 def test_entries_survive_a_restart_of_the_embedded_server(tmp_path: Path) -> None:

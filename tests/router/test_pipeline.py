@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from cost.ledger import Ledger
 from local_model.types import EngineFailed, NotFinite
 from providers.types import FrontierUnavailable
+from router.cache.entry import Entry
 from router.problems import ProblemError
+from router.telemetry import Telemetry
 
 SURE, UNSURE = "I lost it", "hmm"
 
@@ -319,6 +321,134 @@ def test_every_input_gets_one_outcome_and_one_row_in_order(bench: Any, texts: li
             for text, outcome in zip(texts, outcomes, strict=True):
                 if outcome.label is not None and text in (SURE, "the fee", "when does it arrive"):
                     assert outcome.label == {SURE: "lost", "the fee": "fee"}.get(text, "arrival")
+
+    run(scenario)
+
+
+def test_what_this_process_remembers_is_not_looked_up(bench: Any) -> None:
+    """Only the texts that are still open are; each says where it was found."""
+
+    async def scenario() -> None:
+        b = bench()
+        await b.ask(SURE)
+        await b.ask("the fee")
+        b.cache.remembers = {b"a/" + SURE.encode()}
+        b.cache.looked_up.clear()
+        remembered, looked_up, computed = await b.ask(SURE, "the fee", "when does it arrive")
+        tiers = [outcome.cache_tier for outcome in (remembered, looked_up, computed)]
+        assert tiers == ["memory", "redis", None]
+        assert {slot.text for slot in b.cache.looked_up} == {b"a/the fee", b"a/when does it arrive"}
+        b.cache.looked_up.clear()
+        (again,) = await b.ask(SURE)
+        assert (again.source, again.cache_tier, again.cost_nano) == ("cache", "memory", 0)
+        assert b.cache.looked_up == []
+        assert [row.cache_tier for row in b.books.rows][-1] == "memory"
+
+    run(scenario)
+
+
+def test_policy_is_applied_to_what_is_remembered_too(bench: Any) -> None:
+    """A local answer that today's threshold would escalate is no hit in either tier."""
+
+    async def scenario() -> None:
+        b = bench(confidence=0.9)
+        await b.ask(SURE, threshold=0.8)
+        b.cache.remembers = {b"a/" + SURE.encode()}
+        (stricter,) = await b.ask(SURE, threshold=0.95)
+        assert (stricter.source, stricter.cache_tier) == ("frontier", None)
+
+    run(scenario)
+
+
+def test_what_another_process_buys_is_waited_for_and_not_bought_again(bench: Any) -> None:
+    """A frontier's answer, coalesced, for no more than the local model's time; it is kept where it was bought."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.cache.elsewhere = Entry("k", "frontier", 1.0, "arrival", None, (), "simulated/m", 1000, 7, False)
+        outcome, joined = await b.ask(UNSURE, UNSURE)
+        assert (outcome.source, outcome.label, outcome.coalesced) == ("frontier", "arrival", True)
+        assert (outcome.cost_nano, outcome.degraded, outcome.model) == (outcome.local_nano, None, "simulated/m")
+        assert outcome.local_nano > 0 == joined.cost_nano
+        assert b.frontier.asked == []
+        assert b.cache.entries == {}
+        (slot,) = b.cache.claimed
+        assert (slot.kind, slot.text) == ("frontier", b"a/hmm")
+
+    run(scenario)
+
+
+def test_who_wants_it_afresh_neither_waits_nor_makes_others_wait(bench: Any) -> None:
+    """`no-cache` and `no-store` claim nothing; what stands locally claims nothing either."""
+
+    async def scenario() -> None:
+        b = bench()
+        await b.ask(UNSURE, read_cache=False)
+        await b.ask(UNSURE, read_cache=False, write_cache=False)
+        await b.ask(SURE)
+        assert b.cache.claimed == []
+        assert len(b.frontier.asked) == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("impatient", [False, True], ids=["gone", "out of time"])
+def test_a_paid_answer_is_kept_although_its_caller_left(bench: Any, impatient: bool) -> None:
+    """It is stored where the call lands: the next caller finds what this one paid for."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        slow = b.frontier.answer
+
+        async def answer(question: Any, caller: Any, *, deadline: float) -> Any:
+            return await slow(question, caller, deadline=deadline + 60)  # a reply that comes after all
+
+        b.frontier.answer = answer
+        caller = asyncio.create_task(b.ask(UNSURE, seconds=0.1 if impatient else 5))
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        if impatient:
+            (outcome,) = await caller
+            assert outcome.degraded == "deadline"
+        else:
+            caller.cancel()
+            await asyncio.gather(caller, return_exceptions=True)
+        b.frontier.hold.set()
+        while not b.cache.entries:
+            await asyncio.sleep(0)
+        (hit,) = await b.ask(UNSURE)
+        assert (hit.source, hit.answered_by) == ("cache", "frontier")
+        assert len(b.frontier.asked) == 1
+
+    run(scenario)
+
+
+def test_hits_misses_and_coalesced_are_counted_apart(bench: Any) -> None:
+    """A coalesced input is no hit and no miss: what was called 92 % of hits would be 70 %."""
+
+    async def scenario() -> None:
+        b = bench()
+        telemetry = Telemetry()
+        telemetry.caching = True
+        b.frontier.hold = asyncio.Event()
+        asks = [asyncio.create_task(b.ask(UNSURE)) for _ in range(3)]
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        b.frontier.hold.set()
+        answers = [*await asyncio.gather(*asks), await b.ask(UNSURE)]
+        b.cache.remembers = {b"a/" + UNSURE.encode()}
+        answers.append(await b.ask(UNSURE))
+        for outcomes in answers:
+            telemetry.answered("t", outcomes, 0.001)
+        lines = telemetry.exposition().decode().splitlines()
+        counted = {
+            line.split(" ")[0][len("crossover_") :]: float(line.split(" ")[1]) for line in lines if "#" not in line
+        }
+        assert counted['cache_lookups_total{result="miss",tier=""}'] == 1
+        assert counted['cache_lookups_total{result="hit_frontier",tier="redis"}'] == 1
+        assert counted['cache_lookups_total{result="hit_frontier",tier="memory"}'] == 1
+        assert counted["coalesced_total"] == 2
 
     run(scenario)
 

@@ -1,0 +1,50 @@
+"""What is asked of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from local_model.types import Classifier, TaskInfo
+from providers.types import Label
+from router.policy import Rules
+
+
+class TaskRoute(msgspec.Struct, frozen=True):
+    """One task, as loaded; made once at start, and again when its model is replaced."""
+
+    info: TaskInfo
+    classifier: Classifier
+    nano_per_us: float  # what a microsecond of its engine costs
+    labels: tuple[Label, ...]
+    label_names: frozenset[str]
+    instructions: str
+    local_parts: Mapping[str, str]  # everything that changes the local answer, by name
+    frontier_parts: Mapping[str, str]  # everything that changes the frontier's
+    local_identity: str  # their digests
+    frontier_identity: str
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One request, with everything the front door found out about it."""
+
+    request_id: str
+    tenant: str
+    task: TaskRoute
+    texts: Sequence[str]
+    rules: Rules
+    deadline: float  # in the loop's time
+    started_ns: int  # time.perf_counter_ns
+    strict: bool = False
+    read_cache: bool = True
+    write_cache: bool = True
+
+
+class Input(NamedTuple):
+    """One text of a request, normalized."""
+
+    place: int  # in the request
+    text: str
+    digest: bytes

@@ -1,0 +1,103 @@
+"""This process, among those that remember answers: it asks for its tasks' generations four times a second, and says
+which ones it has seen, so that a purge knows when nobody serves what was purged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+
+import msgspec
+from redis.asyncio import Redis
+
+from router.cache import keys
+from router.cache.generations import Generations
+from router.cache.memory import Memory
+
+#: Every so many polls the others' fields are looked through for corpses: five seconds.
+SWEEP = 20
+
+
+class Seen(msgspec.Struct):
+    """A field of `keys.replicas_key`."""
+
+    at: int  # unix ms
+    seen: dict[str, str] = {}
+    memory: dict[str, int] = {}  # entries, bytes
+
+
+class Replica:
+    """`run()` until `stop()`, then `leave()`."""
+
+    def __init__(self, redis: Redis, generations: Generations, memory: Memory) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._redis = redis
+        self._generations = generations
+        self._memory = memory
+        self._polls = 0
+        self._over: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        over = self._over = asyncio.get_running_loop().create_future()
+        while not over.done():
+            started = time.monotonic()
+            news = False
+            with contextlib.suppress(Exception):  # a poll that failed confirms nothing; that is all
+                news = await self.poll()
+            if not news:  # else it is told at once: somebody waits for it
+                await asyncio.wait({over}, timeout=max(0.0, keys.POLL_S - (time.monotonic() - started)))
+
+    async def poll(self) -> bool:
+        """One round trip; whether a generation changed. Raises what redis raises, and anything for a reply of the wrong
+        shape."""
+        seen = self._generations.seen()
+        if not seen:
+            return False  # nothing is remembered either
+        tasks = list(seen)
+        memory = {"entries": len(self._memory), "bytes": self._memory.bytes}
+        said = msgspec.json.encode(Seen(round(time.time() * 1000), seen, memory))
+        asked = time.monotonic()
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.mget([keys.generation_key(task) for task in tasks])
+        pipeline.hset(keys.replicas_key(), self.id, said)
+        if self._polls % SWEEP == 0:
+            pipeline.hgetall(keys.replicas_key())
+            pipeline.expire(keys.replicas_key(), 60)
+        self._polls += 1
+        values, _, *rest = await pipeline.execute(raise_on_error=False)
+        for task, value in zip(tasks, values, strict=True):
+            self._generations.heard(task, generation_in(value), asked)
+        if rest and isinstance(rest[0], dict):
+            await self._bury(rest[0])
+        return self._generations.seen() != seen
+
+    async def _bury(self, fields: dict[bytes, bytes]) -> None:
+        oldest = (time.time() - keys.CORPSE_S) * 1000
+        corpses = [name for name, value in fields.items() if _at(value) < oldest]
+        if corpses:
+            await self._redis.hdel(keys.replicas_key(), *corpses)
+
+    def stop(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    async def leave(self) -> None:
+        """Raises what redis raises."""
+        if self._polls:
+            await self._redis.hdel(keys.replicas_key(), self.id)
+
+
+def generation_in(reply: object) -> str:
+    """A generation's value as Redis gave it; "" for none, and for what is none of ours."""
+    value = reply.decode("ascii", "replace") if isinstance(reply, bytes) else ""
+    return value if keys.is_generation(value) else ""
+
+
+def _at(field: bytes) -> int:
+    try:
+        return msgspec.json.decode(field, type=Seen).at
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return 0
