@@ -45,6 +45,10 @@ def check(config: Config, written: Mapping[str, Any], path: Path, environ: Mappi
             f"{config.server.host} can be reached from other machines, but [[auth.keys]] is empty; add a key, "
             'or use host = "127.0.0.1"',
         )
+    tenants = {key.tenant for key in config.auth.keys}
+    for name in config.auth.limits:
+        if name not in tenants:
+            yield ("auth", "limits", name), f"no key in [[auth.keys]] is for tenant {name}"
     if sum(hardware.this_machine for hardware in config.hardware.values()) > 1:
         yield ("hardware",), "only one entry can have this_machine = true"
 

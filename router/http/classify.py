@@ -11,6 +11,8 @@ import random
 import re
 import secrets
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypedDict, cast
 
 import msgspec
@@ -20,6 +22,7 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 
 from router import admission, outcome
 from router.http.errors import MEDIA_TYPE, as_problem, problem_headers
+from router.http.protocol import BODY_ARRIVED
 from router.outcome import Outcome
 from router.problems import ProblemError
 from router.service import Service
@@ -35,7 +38,7 @@ class Wishes(TypedDict, total=False):
     write_cache: bool
 
 
-CALLERS_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+CALLERS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _decode = msgspec.json.Decoder(ClassifyRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -43,65 +46,81 @@ _encode = msgspec.json.Encoder().encode
 def classify_handler(service: Service) -> ASGIRouteHandler:
     """The handler, bound to its service."""
 
-    ids = random.Random(secrets.token_bytes(16))  # unique, not secret; the system's own gives up the GIL
+    door = service.door
+    new_id = request_ids()
+    answers = lru_cache(maxsize=32)(lambda status: service.telemetry.requests.labels(str(status)))
 
     @asgi("/v1/classify", is_mount=False, copy_scope=False)
     async def classify(scope: Scope, receive: Receive, send: Send) -> None:
         started_ns = time.perf_counter_ns()
         http = cast("HTTPScope", scope)
-        request_id = f"req_{ids.getrandbits(96):024x}"
+        request_id = new_id()
         headers = admission.unique_headers(scope["headers"])
         outcomes: list[Outcome] = []
         fields: dict[str, Any] = {}
-        extra: dict[str, str] = {}
+        more: list[tuple[bytes, bytes]] = []
         try:
             if http["method"] != "POST":
-                extra["Allow"] = "POST"
                 raise ProblemError("method-not-allowed", "POST a JSON body")
-            tenant = service.keys.tenant(headers)
+            tenant = door.enter(headers)
             fields["tenant"] = tenant.name
             pipeline = service.pipeline
-            admission.check_media_type(headers)
-            limits = service.config.server
-            with service.bodies:
-                body = await admission.read_body(
-                    receive, headers, limit=limits.max_body_bytes, seconds=limits.body_deadline_ms / 1000
-                )
-            with service.slots:
+            arrived = BODY_ARRIVED in (http.get("extensions") or ())
+            body = await door.body(receive, headers, tenant.name, arrived=arrived)
+            door.slots.take(tenant.name)
+            try:
                 request = decode(body)
                 ask = service.ask(request, tenant, request_id, started_ns, **wishes(headers))
                 fields["task"] = ask.task.info.name
                 outcomes = await pipeline.classify(ask)
+            finally:
+                door.slots.leave(tenant.name)
             total_us = (time.perf_counter_ns() - started_ns) // 1000
             results = [outcome.to_wire(o, total_us=total_us, top_k=request.top_k) for o in outcomes]
-            status = 200
-            if all(isinstance(result, Failed) for result in results):
-                first = next(result for result in results if isinstance(result, Failed))
-                raise_whole(first)
-            payload = _encode(ClassifyResponse(request_id, ask.task.info.name, results))
-            media_type = "application/json"
+            if isinstance(results[0], Failed) and all(isinstance(result, Failed) for result in results):
+                raise_whole(results[0])
+            status, payload = 200, _encode(ClassifyResponse(request_id, ask.task.info.name, results))
+            media_type = b"application/json"
             service.telemetry.answered(ask.task.info.name, outcomes, total_us / 1e6)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a problem, never a dropped connection
             problem = as_problem(error)
-            status, payload, media_type = problem.status, _encode(problem.problem()), MEDIA_TYPE
-            extra |= problem_headers(problem)
+            status, payload, media_type = problem.status, _encode(problem.problem()), MEDIA_TYPE.encode()
+            more = [(name.lower().encode(), value.encode()) for name, value in problem_headers(problem).items()]
             fields["problem"] = problem.kind
             service.telemetry.errors.labels(problem.kind).inc()
-        callers_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        extra["X-Request-Id"] = request_id
-        if CALLERS_ID.match(callers_id):
-            extra["X-Request-Id"] = fields["caller_id"] = callers_id
-        await respond(send, status, payload, media_type, extra)
-        service.telemetry.requests.labels(str(status)).inc()
+        shown_id = request_id.encode()
+        callers_id = headers.get(b"x-request-id")
+        if callers_id is not None and CALLERS_ID.fullmatch(callers_id):
+            shown_id, fields["caller_id"] = callers_id, callers_id.decode()
+        head = [
+            (b"content-type", media_type),
+            (b"content-length", b"%d" % len(payload)),
+            (b"x-request-id", shown_id),
+            *more,
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": payload, "more_body": False})
+        answers(status).inc()
         log_request(
             id=request_id,
             status=status,
             total_ms=(time.perf_counter_ns() - started_ns) // 1000 / 1000,
             **fields,
-            **access_fields(outcomes),
+            **(access_fields(outcomes) if outcomes else {}),
         )
 
     return classify
+
+
+def request_ids() -> Callable[[], str]:
+    """`req_` and 24 hexadecimal digits: 12 of the time in milliseconds, 12 at random. They are the ledger's key, and
+    new rows then go where the newest are; random ones would touch a page of its index each."""
+    digits = random.Random(secrets.token_bytes(16))  # unique, not secret; the system's own gives up the GIL
+
+    def new_id() -> str:
+        return f"req_{time.time_ns() // 1_000_000:012x}{digits.getrandbits(48):012x}"
+
+    return new_id
 
 
 def decode(body: bytes) -> ClassifyRequest:
@@ -135,18 +154,3 @@ def raise_whole(first: Failed) -> None:
     kind = first.error.type.rsplit(":", 1)[-1]
     retry_after = 1.0 if first.error.status in (429, 503) else None
     raise ProblemError(kind, first.error.detail, retry_after=retry_after)
-
-
-async def respond(send: Send, status: int, payload: bytes, media_type: str, extra: dict[str, str]) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", media_type.encode()),
-                (b"content-length", str(len(payload)).encode()),
-                *((name.lower().encode(), value.encode("latin-1")) for name, value in extra.items()),
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": payload, "more_body": False})

@@ -15,13 +15,15 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from router.problems import ProblemError
 
 MEDIA_TYPE = "application/problem+json"
+#: Of every problem of a kind.
+HEADERS = {"unauthorized": {"WWW-Authenticate": "Bearer"}, "method-not-allowed": {"Allow": "POST"}}
 log = structlog.get_logger("crossover.http")
 
 
 def problem_headers(error: ProblemError) -> dict[str, str]:
     if error.retry_after is not None:
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    return {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else {}
+    return HEADERS.get(error.kind, {})
 
 
 def as_problem(error: BaseException) -> ProblemError:
@@ -49,7 +51,7 @@ def handle(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     problem = as_problem(error)
     headers = problem_headers(problem)
     if isinstance(error, MethodNotAllowedException) and error.headers:
-        headers |= {"Allow": error.headers.get("Allow", "GET")}
+        headers = headers | {"Allow": error.headers.get("Allow", "GET")}
     return Response(
         msgspec.json.encode(problem.problem()), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
     )

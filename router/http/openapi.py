@@ -48,7 +48,6 @@ def with_classify(document: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
-    problem = {"application/problem+json": {"schema": {"$ref": f"{reference}Problem"}}}
     operation = {
         "operationId": "Classify",
         "summary": "Classify one text, or up to 128",
@@ -76,7 +75,7 @@ def with_classify(document: dict[str, Any]) -> dict[str, Any]:
                 "description": "An answer or an error per input",
                 "content": {"application/json": {"schema": {"$ref": f"{reference}ClassifyResponse"}}},
             },
-            **{str(status): {"description": _titles(status), "content": problem} for status in PROBLEM_STATUSES},
+            **{str(status): _problem(status) for status in PROBLEM_STATUSES},
         },
     }
     components = document.get("components", {})
@@ -92,6 +91,17 @@ def with_classify(document: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _problem(status: int) -> dict[str, Any]:
+    answer = {
+        "description": _titles(status),
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    if status in (429, 503):
+        seconds = {"type": "integer", "minimum": 1}
+        answer["headers"] = {"Retry-After": {"description": "Seconds.", "required": True, "schema": seconds}}
+    return answer
 
 
 def _header(name: str, description: str, kind: str) -> dict[str, Any]:

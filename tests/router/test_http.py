@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +74,8 @@ def test_the_same_text_again_comes_from_the_cache(open_service: Any) -> None:
     """With its tier and who answered first; white space around it does not matter."""
     first = open_service.answer("where is my parcel with the new card?")
     again = open_service.answer("  where is my parcel with the new card? \n")
-    assert (again["source"], again["cache_tier"], again["answered_by"]) == ("cache", "redis", "local")
+    assert (again["source"], again["answered_by"]) == ("cache", "local")
+    assert again["cache_tier"] in ("memory", "redis")
     assert (again["label"], again["confidence"], again["cost_usd"]) == (first["label"], first["confidence"], 0.0)
 
 
@@ -105,6 +108,17 @@ def test_if_no_input_succeeds_the_first_error_is_the_requests(open_service: Any)
         (b"", 400, "malformed"),
         (b"\xef\xbb\xbf{}", 400, "malformed"),
         (b'{"input": NaN}', 400, "malformed"),
+        (b'{"input": "a", "top_k": Infinity}', 400, "malformed"),
+        (b'{"input": "a", "top_k": ' + b"9" * 400 + b"}", 422, "invalid"),
+        (b'{"input": "a", "top_k": 1.5}', 422, "invalid"),
+        (b'{"input": "a", "top_k": true}', 422, "invalid"),
+        (b'{"input": "a\x00b"}', 400, "malformed"),
+        (b'{"input": "a"} {"input": "b"}', 400, "malformed"),
+        ('{"input": "a"}'.encode("utf-16"), 400, "malformed"),
+        (b'{"input": "a", "\\ud800": 1}', 400, "malformed"),
+        (b'{"input": ["a", null]}', 422, "invalid"),
+        (b"null", 422, "invalid"),
+        (b"[" * 19_000 + b"]", 422, "invalid"),
         (b"{}", 422, "invalid"),
         (b'{"input": ""}', 422, "empty"),
         (b'{"input": []}', 422, "invalid"),
@@ -145,26 +159,127 @@ def test_nul_and_repeated_keys_are_data(open_service: Any) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
+        {},
+        {"content-type": ""},
         {"content-type": "text/plain"},
-        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "text/json"},
         {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "multipart/form-data; boundary=x"},
+        *(
+            {"content-type": "application/json", "content-encoding": encoding}
+            for encoding in ("gzip", "deflate", "br", "zstd", "x", "gzip, identity")
+        ),
     ],
+    ids=str,
 )
 def test_only_plain_json_is_read(open_service: Any, headers: dict[str, str]) -> None:
     """415, and no decompression code exists."""
     response = open_service.client.post("/v1/classify", content=b'{"input": "a"}', headers=headers)
     assert response.status_code == 415
+    assert response.json()["type"] == "urn:crossover:problem:unsupported-media-type"
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "application/json; charset=utf-8"},
+        {"content-type": "Application/JSON ; charset=UTF-8"},
+        {"content-type": "application/json", "content-encoding": "Identity"},
+    ],
+    ids=str,
+)
+def test_json_by_its_other_names_is_read_too(open_service: Any, headers: dict[str, str]) -> None:
+    """Media types have parameters and no case."""
+    response = open_service.client.post("/v1/classify", content=b'{"input": "a"}', headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "PROPFIND"])
 def test_another_method_is_405_with_allow(open_service: Any, method: str) -> None:
     """As a native route would answer."""
     response = open_service.client.request(method, "/v1/classify")
     assert response.status_code == 405
-    assert "POST" in response.headers["allow"]
+    assert response.headers["allow"] == "POST"
     native = open_service.client.post("/health")
     assert native.status_code == 405
     assert native.headers["content-type"] == "application/problem+json"
+
+
+def test_a_path_has_one_answer_however_it_is_written(open_service: Any) -> None:
+    """With a slash at its end, two in its midst, escaped, with a query; in HTTP/1.0 too."""
+    for path in ("/v1/classify", "/v1/classify/", "/v1//classify", "/v1/%63lassify", "/v1/classify?input=x"):
+        assert open_service.client.post(path, json={"input": "I lost my card"}).status_code == 200, path
+    body = b'{"input": "I lost my card"}'
+    old = b"POST /v1/classify HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    assert raw(open_service, old + body).startswith(b"HTTP/1.1 200 ")
+
+
+def raw(service: Any, sent: bytes) -> bytes:
+    """Everything that comes back until the connection closes."""
+    host, port = service.url.removeprefix("http://").split(":")
+    received = b""
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        try:
+            client.sendall(sent)
+            while chunk := client.recv(65536):
+                received += chunk
+        except ConnectionError:  # it was closed while we were still sending
+            pass
+    return received
+
+
+START = b"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+HIDDEN = b"GET /v1/tasks HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        START + b"content-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+        START + b"transfer-encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\n" + HIDDEN,
+        START + b"content-length: 2\r\ncontent-length: 60\r\n\r\n{}" + HIDDEN,
+        START + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}" + HIDDEN,
+        START + b"content-length: 2, 60\r\n\r\n{}" + HIDDEN,
+        START + b"content-length: +2\r\n\r\n{}" + HIDDEN,
+        START + b"content-length : 2\r\n\r\n{}" + HIDDEN,
+        START + b"content-length: 2\r\n folded\r\n\r\n{}" + HIDDEN,
+        START + b"x-folded: a\r\n b\r\ncontent-length: 2\r\n\r\n{}" + HIDDEN,
+        START + b"transfer-encoding: gzip\r\n\r\n{}" + HIDDEN,
+        START + b"transfer-encoding: chunked, gzip\r\n\r\n{}" + HIDDEN,
+        START + b"transfer-encoding: chunked\r\n\r\nxyz\r\n{}\r\n0\r\n\r\n" + HIDDEN,
+        START + b"transfer-encoding: chunked\r\n\r\n-2\r\n{}\r\n0\r\n\r\n" + HIDDEN,
+        START + b"transfer-encoding: chunked\r\n\r\n1\r\n{}\r\n0\r\n\r\n" + HIDDEN,
+        START + b"x-bare: a\rcontent-length: 2\r\n\r\n{}" + HIDDEN,
+        START.replace(b"localhost", b"local\x00host") + b"content-length: 2\r\n\r\n{}" + HIDDEN,
+    ],
+    ids=repr,
+)
+def test_a_request_that_could_be_read_in_two_ways_is_read_in_none(open_service: Any, sent: bytes) -> None:
+    """400 and the end of the connection: nothing behind it is taken for a request (smuggling)."""
+    received = raw(open_service, sent)
+    assert received.startswith(b"HTTP/1.1 400 "), received
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"card_arrival" not in received  # of /v1/tasks
+
+
+def test_what_is_asked_for_in_vain_leaves_no_trace_in_the_metrics(open_service: Any) -> None:
+    """Neither paths nor ids nor tasks that callers invent become labels."""
+
+    def series() -> set[str]:
+        lines = open_service.client.get("/metrics").text.splitlines()
+        return {line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")}
+
+    def storm(number: int) -> None:
+        open_service.client.get(f"/nothing/{number}")
+        open_service.client.request("BREW", f"/v1/{number}")
+        open_service.classify("hello", task=f"task-{number}")
+        open_service.classify("hello", headers={"x-request-id": f"id-{number}"})
+
+    storm(0)
+    before = series()
+    for number in range(1, 30):
+        storm(number)
+    assert series() == before
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/classify/x", "/v1/../etc/passwd", "/%2e%2e"])
@@ -239,9 +354,22 @@ def test_a_request_id_is_kept_if_it_is_harmless(open_service: Any) -> None:
     kept = open_service.classify("hello", headers={"x-request-id": "abc-1.2_3"})
     assert kept.headers["x-request-id"] == "abc-1.2_3"
     assert kept.json()["id"] != "abc-1.2_3"
-    for value in ("a b", "x" * 65, "a;b"):
-        replaced = open_service.classify("hello", headers={"x-request-id": value})
-        assert replaced.headers["x-request-id"] == replaced.json()["id"]
+    for value in (b"a b", b"x" * 65, b"x" * 10_000, b"a;b", b"\xff\xfe", "ü".encode(), b"<script>", b""):
+        replaced = open_service.client.post("/v1/classify", json={"input": "hello"}, headers=[(b"x-request-id", value)])
+        assert replaced.headers["x-request-id"] == replaced.json()["id"], value
+    assert raw(open_service, START + b"x-request-id: a\x00b\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_servers_ids_sort_by_time(open_service: Any) -> None:
+    """To the millisecond: the ledger's newest rows lie together."""
+    ids = []
+    for _ in range(20):
+        ids.append(open_service.classify("hello").json()["id"])
+        time.sleep(0.002)
+    assert ids == sorted(ids)
+    assert len({*ids}) == 20
+    assert all(re.fullmatch("req_[0-9a-f]{24}", one) for one in ids)
+    assert abs(int(ids[-1][4:16], 16) / 1000 - time.time()) < 60
 
 
 def test_the_deadline_header_only_lowers(open_service: Any) -> None:
@@ -352,7 +480,12 @@ def test_neither_redis_nor_the_ledger_holds_a_text_or_a_key(locked_service: Any)
     import redis
 
     with redis.Redis(unix_socket_path=str(locked_service.state / "redis" / "redis.sock")) as client:
-        kept = b"".join(key + (client.get(key) or b"") for key in client.keys("*"))
+        kinds = {key: client.type(key) for key in client.keys("*")}
+        assert set(kinds.values()) <= {b"string", b"hash"}
+        kept = b"".join(
+            key + (client.get(key) or b"" if kind == b"string" else repr(client.hgetall(key)).encode())
+            for key, kind in kinds.items()
+        )
     books = b"".join(path.read_bytes() for path in locked_service.state.glob("ledger.db*"))
     assert kept
     assert books
