@@ -63,7 +63,9 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, *, s
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+        line = re.search(r"\(at line (\d+)", str(error))
+        where = f"{path}:{line.group(1) if line else len(text.splitlines())}"
+        raise ConfigError([f"{where}: not valid TOML: {error}"]) from None
     return load_tree(tree, path, environ, text=text, serving=serving)
 
 
@@ -181,9 +183,13 @@ class _Places:
         self._lines: dict[Key, int] = {}
         section: Key = ()
         for number, line in enumerate(text.splitlines(), 1):
-            if header := re.match(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?", line):
-                section = tuple(part.strip().strip("\"'") for part in header.group(1).split("."))
+            if header := re.match(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]\]?", line):
+                section = tuple(part.strip().strip("\"'") for part in header.group(2).split("."))
                 self._lines.setdefault(section, number)
+                if header.group(1) == "[[":  # the next of a list
+                    before = sum(key[:-1] == section and key[-1].isdigit() for key in self._lines)
+                    section = (*section, str(before))
+                    self._lines[section] = number
             elif key := re.match(r"^\s*([A-Za-z0-9_.\-\"']+)\s*=", line):
                 parts = tuple(part.strip("\"'") for part in key.group(1).split("."))
                 self._lines.setdefault(section + parts, number)

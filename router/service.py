@@ -18,9 +18,9 @@ from cost.types import NANO_PER_USD, LedgerError, Outcome
 from local_model.model import LocalModel
 from providers.chain import Chain
 from router import paths, policy
-from router.admission import Keys, Slots, Tenant
+from router.admission import FrontDoor, Tenant
 from router.cache import keys
-from router.cache.client import RedisCache, connect
+from router.cache.client import RedisCache
 from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cache.types import Cache, NoCache
 from router.config import Config
@@ -28,37 +28,40 @@ from router.config_file import Loaded, ledger_path
 from router.local_tier import LocalTier
 from router.pipeline import Ask, Pipeline, TaskRoute
 from router.problems import ProblemError
+from router.reload import Adopted, taken_over
 from router.reporting import price_table
+from router.siblings import ALONE, Place
 from router.telemetry import Telemetry
 from router.types import ClassifyRequest
-from router.wiring import inspection_notes, make_provider
+from router.wiring import Purse, config_digest, inspection_notes, make_provider
 
 log = structlog.get_logger("crossover")
-
-#: Bodies that may be on their way at once, for each request that may be inside: a slow one holds no slot.
-BODIES_PER_SLOT = 8
 
 
 class Service:
     """`open()`, then requests are answered once `state` is "ready", then `close()`."""
 
-    def __init__(self, loaded: Loaded, *, on_fatal: Callable[[str], None] = lambda _reason: None) -> None:
+    def __init__(
+        self, loaded: Loaded, *, on_fatal: Callable[[str], None] = lambda _reason: None, place: Place = ALONE
+    ) -> None:
+        """`place`: which of several workers this is; they count tenants' rates together."""
         self.config: Config = loaded.config
         self.loaded = loaded
         self.on_fatal = on_fatal
-        self.state: Literal["warming", "ready", "draining", "failed"] = "warming"
+        self.state: Literal["warming", "ready", "leaving", "draining", "failed"] = "warming"
         self.started = time.time()
-        self.keys = Keys(self.config.auth)
-        self.slots = Slots(self.config.server.max_concurrent)
-        self.bodies = Slots(BODIES_PER_SLOT * self.config.server.max_concurrent)
+        self.door = FrontDoor(self.config, rates=place.rates)
+        self.keys = self.door.keys
         self.telemetry = Telemetry()
         self.prices = price_table(self.config)
-        self.local = LocalTier(on_death=self._model_died, on_batch=self.telemetry.batch.observe)
+        self.local = LocalTier(place, on_death=self._model_died, on_batch=self.telemetry.batch.observe)
         self.ledger_path = ledger_path(loaded)
         self.redis_url: str = ""
         self.secret = b""  # keys the cache's digests
         self.cache: Cache = NoCache()
         self.ledger: Ledger
+        self.purse: Purse
+        self.config_digest = ""  # of the config that is served
         self.chain: Chain
         self._pipeline: Pipeline | None = None
         self._stack = AsyncExitStack()
@@ -82,18 +85,18 @@ class Service:
         stack.push_async_callback(asyncio.to_thread, self.ledger.close)
         telemetry.ledger_writable.set_function(lambda: float(self.ledger.writable))
         telemetry.spent_today.set_function(lambda: self.ledger.spent_today_nano() / NANO_PER_USD)
-        telemetry.budget.set(config.budget_usd)
         telemetry.price_age.set_function(lambda: (time.time() / 86_400) - self.prices.as_of.toordinal() + 719_163)
         telemetry.ready.set_function(lambda: float(self.state == "ready"))
 
         self.secret = await asyncio.to_thread(keys.load_secret, config.cache.secret, paths.state_dir())
-        await asyncio.to_thread(keys.too_many_marks)
         await self._open_cache()
+        self.purse = Purse(self.ledger)
+        self._serve(self.loaded)
         self.chain = Chain(
             [make_provider(name, config) for name in config.providers],
-            ledger=self.ledger,
+            ledger=self.purse,
             prices=self.prices,
-            budget_nano=round(config.budget_usd * NANO_PER_USD),
+            budget_nano=None,
             on_attempt=self._count_attempt,
         )
         stack.push_async_callback(self.chain.close)
@@ -115,16 +118,19 @@ class Service:
             except EmbeddedRedisError as error:
                 log.warning("embedded_redis", error=str(error))
         cache = RedisCache(
-            connect(self.redis_url),
+            self.redis_url,
             secret=self.secret,
             ttl_s=config.cache.ttl_s,
             lookup_s=config.cache.lookup_ms / 1000,
-            on_lookup=lambda result: telemetry.lookups.labels(result).inc(),
+            memory_bytes=config.cache.memory_bytes,
+            on_lookup=lambda result: telemetry.lookups.labels(result, "redis").inc(),
             revive=revive,
         )
         telemetry.breaker.labels("redis").set_function(lambda: float(cache.breaker.open))
+        telemetry.breaker.labels("redis_writes").set_function(lambda: float(cache.writes.open))
+        telemetry.remembered.set_function(lambda: cache.memory_bytes)
         self._stack.push_async_callback(cache.close)
-        await cache.check()
+        await cache.open()
         self.cache = cache
         telemetry.caching = True
 
@@ -146,25 +152,37 @@ class Service:
             digest=partial(keys.text_digest, self.secret),
             local_deadline_s=self.config.server.local_deadline_ms / 1000,
             store_preview=self.config.cache.store_preview,
-            on_ledger_error=self._ledger_failed,
+            on_ledger_error=lambda error: self.telemetry.errors.labels(type(error).__name__).inc(),
         )
         self.telemetry.queue.set_function(lambda: float(self.model.stats()["waiting"]) if self.model else 0.0)
         gc.freeze()  # what was loaded stays: searching it for garbage again and again stops all threads
-        self.state = "ready"
+        if self.state == "warming":  # it may be leaving already
+            self.state = "ready"
         log.info("ready", tasks=list(self.tasks), seconds=round(time.time() - self.started, 1))
 
-    async def reload(self, loaded: Loaded) -> None:
-        """Serve the tasks and the model of another config: heads, models, thresholds, descriptions. Nothing fails
-        meanwhile, and if it can't be loaded (LoadError) what serves now serves on. Other sections need a restart."""
+    async def reload(self, loaded: Loaded) -> Adopted:
+        """Serve another config: what of it needs no restart (`router.reload`). Nothing fails meanwhile. Raises
+        LoadError if heads or models of it can't be loaded; what serves now then serves on."""
         async with self._reloading:
             await self.wait_until_ready()
             started = time.monotonic()
-            config = msgspec.structs.replace(self.config, tasks=loaded.config.tasks, model=loaded.config.model)
+            config, needs_restart = taken_over(self.config, loaded.config)
             loaded = msgspec.structs.replace(loaded, config=config)
+            notes = [note for note in loaded.notes if note not in self.loaded.notes]
             await self.local.load(loaded, secret=self.secret, chain=self._chain_name())
-            self.config = config
+            self._serve(loaded)
+            self.telemetry.config_reloads.labels("loaded").inc()
             await self._note_local()
-            log.info("reloaded", tasks=list(self.tasks), seconds=round(time.monotonic() - started, 1))
+            return Adopted(list(self.tasks), round(time.monotonic() - started, 3), needs_restart, notes)
+
+    def _serve(self, loaded: Loaded) -> None:
+        """From the next request on; in one step, so that none sees half of it."""
+        self.loaded, self.config = loaded, loaded.config
+        self.config_digest = config_digest(self.secret, self.config)
+        self.door.reload(self.config)
+        self.purse.budget_nano = round(self.config.budget_usd * NANO_PER_USD)
+        self.telemetry.config_was_loaded(self.config_digest)
+        self.telemetry.budget.set(self.config.budget_usd)
 
     async def _note_local(self) -> None:
         """For reports and `crossover cache get`: what answers from now on."""
@@ -181,6 +199,11 @@ class Service:
         if self._loading is not None:
             await self._loading
         _ = self.pipeline
+
+    def leave(self) -> None:
+        """/ready turns red; requests are still answered."""
+        if self.state in ("warming", "ready"):
+            self.state = "leaving"
 
     async def close(self) -> None:
         """Wait for the model to be loaded (a thread can't be stopped), then close all parts in reverse order."""
@@ -207,22 +230,20 @@ class Service:
         """Raises `warming`, `draining` or `model-failed` while there is no answering."""
         if self.state == "draining":
             raise ProblemError("draining", "send this to another replica", retry_after=1.0)
-        if self._pipeline is None or self.state != "ready":
-            kind = "warming" if self.state == "warming" else "model-failed"
+        if self._pipeline is None or self.state == "failed":
+            kind = "model-failed" if self.state == "failed" else "warming"
             raise ProblemError(kind, "GET /ready says when to come back", retry_after=2.0)
         return self._pipeline
 
     def task(self, name: str | None) -> TaskRoute:
         """Raises `unknown-task`."""
-        known = ", ".join(sorted(self.tasks))
-        if name is None:
-            if len(self.tasks) == 1:
-                return next(iter(self.tasks.values()))
-            raise ProblemError("unknown-task", f"several tasks are configured; name one: {known}")
-        task = self.tasks.get(name)
-        if task is None:
-            raise ProblemError("unknown-task", f"no such task; configured are: {known}")
-        return task
+        tasks = self.tasks
+        if name is None and len(tasks) == 1:
+            return next(iter(tasks.values()))
+        if task := tasks.get(name or ""):
+            return task
+        why = "several tasks are configured; name one" if name is None else "no such task; configured are"
+        raise ProblemError("unknown-task", f"{why}: {', '.join(sorted(tasks))}")
 
     def ask(
         self,
@@ -261,9 +282,7 @@ class Service:
 
     def degradations(self) -> list[str]:
         """What does not work while answers still flow. Shown by /ready, never as red."""
-        found = []
-        if isinstance(self.cache, RedisCache) and self.cache.breaker.open:
-            found.append("cache")
+        found = self.cache.degradations() if isinstance(self.cache, RedisCache) else []
         if not self.ledger.writable:
             found.append("ledger")
         found += [f"provider:{lane['name']}" for lane in self.chain.status() if lane["breaker"] == "open"]
@@ -277,9 +296,6 @@ class Service:
         self.state = "failed"
         log.error("model_died", error=type(error).__name__)
         self.on_fatal(f"the local model died: {type(error).__name__}")
-
-    def _ledger_failed(self, error: LedgerError) -> None:
-        self.telemetry.errors.labels(type(error).__name__).inc()
 
     def _count_attempt(self, provider: str, model: str, outcome: Outcome) -> None:
         self.telemetry.attempts.labels(provider, outcome.error or "answered").inc()

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import select
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,10 @@ from router.outcome import Outcome
 
 #: Seconds: from a cache hit to a slow frontier.
 LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+#: Not measured by a worker itself.
+WORKER_UP = "crossover_worker_up"
 
 
 class Telemetry:
@@ -45,8 +50,12 @@ class Telemetry:
         self.saved = counter("saved_usd", "What cache hits had cost when they were answered first", "task")
         self.attempts = counter("provider_attempts", "Calls to a provider", "provider", "outcome")
         self.lookups = counter(
-            "cache_lookups", "Inputs by result (hit_*, miss); lookups that failed (error, corrupt)", "result"
+            "cache_lookups",
+            "Inputs by result (hit_*, miss) and the tier that hit; lookups that failed (error, corrupt)",
+            "result",
+            "tier",
         )
+        self.remembered = gauge("cache_memory_bytes", "Answers that this process remembers, in front of Redis")
         self.coalesced = counter("coalesced", "Inputs that shared a computation in flight")
         self.latency = Histogram(
             "crossover_latency_seconds",
@@ -75,6 +84,13 @@ class Telemetry:
         self.spent_today = gauge("spent_today_usd", "Spent and reserved since midnight UTC")
         self.breaker = gauge("breaker_open", "1 while the target is not asked", "target")
         self.ledger_writable = gauge("ledger_writable", "0: paid calls are stopped")
+        self.config_reloads = counter("config_reloads", "Changed configs by result (loaded, refused)", "result")
+        self.config_refused = gauge("config_refused", "1 while the config file holds what can't be served")
+        self.config_loaded = gauge("config_loaded_timestamp_seconds", "When the config that is served was loaded")
+        self.config_info = gauge("config_info", "1 for the config that is served", "digest")
+        for result in ("loaded", "refused"):
+            self.config_reloads.labels(result)
+        gauge(WORKER_UP.removeprefix("crossover_"), "Of several workers: whether it answers", "worker")
         self.ready = gauge("ready", "1 once the model is warm")
         self.price_age = gauge("price_age_days", "Age of the price table")
         self.resident = gauge("resident_bytes", "Resident memory of this process")
@@ -97,9 +113,9 @@ class Telemetry:
             if outcome.cache_us:
                 child(self.stage, "cache").observe(outcome.cache_us / 1e6)
             if source == "cache":
-                child(self.lookups, f"hit_{outcome.answered_by}").inc()
-            elif outcome.cache_us and self.caching:
-                child(self.lookups, "miss").inc()
+                child(self.lookups, f"hit_{outcome.answered_by}", outcome.cache_tier or "").inc()
+            elif outcome.cache_us and self.caching and not outcome.coalesced:
+                child(self.lookups, "miss", "").inc()
             if source == "local" and degraded is None and not outcome.coalesced:
                 continue
             if outcome.error is not None:
@@ -114,6 +130,16 @@ class Telemetry:
                 child(self.saved, task).inc(outcome.saved_nano / NANO_PER_USD)
             if outcome.coalesced:
                 self.coalesced.inc()
+
+    def config_was_loaded(self, digest: str) -> None:
+        self.config_refused.set(0)
+        self.config_loaded.set_to_current_time()
+        self.config_info.clear()
+        self.config_info.labels(digest).set(1)
+
+    def config_was_refused(self) -> None:
+        self.config_refused.set(1)
+        self.config_reloads.labels("refused").inc()
 
     def _child(self, metric: Counter | Histogram, *labels: str) -> Any:
         """`metric.labels(*labels)`, remembered: it takes a lock and is asked several times an input."""
@@ -130,9 +156,11 @@ class Telemetry:
 
 class Lines:
     """Lines for stderr, written together: a write gives up the GIL, and beside busy engine threads it takes 0.1 ms to
-    get it back. What is collected goes out after 50 ms, or 64 KiB, and at exit."""
+    get it back. What is collected goes out after 50 ms, or 64 KiB, and at exit. Where processes share stderr, in
+    pieces that a pipe takes whole (PIPE_BUF), cut between lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
         self._waiting = bytearray()
         self._lock = threading.Lock()  # a model is loaded, and says so, on a thread of its own
         self._scheduled = False
@@ -159,10 +187,12 @@ class Lines:
         self._scheduled = False
         with self._lock:
             lines, self._waiting = bytes(self._waiting), bytearray()
-        if lines:
-            with contextlib.suppress(OSError):  # nobody reads them any more
-                sys.stderr.buffer.write(lines)
+        with contextlib.suppress(OSError):  # nobody reads them any more
+            while lines:
+                cut = lines.rfind(b"\n", 0, select.PIPE_BUF) + 1 if self._shared else 0
+                sys.stderr.buffer.write(lines[: cut or len(lines)])
                 sys.stderr.buffer.flush()
+                lines = lines[cut or len(lines) :]
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -179,12 +209,12 @@ def log_request(**fields: Any) -> None:
     _lines.flush()
 
 
-def configure_logging(level: str = "info", *, terminal: bool | None = None) -> None:
-    """One JSON line an event on stderr, or a readable one on a terminal. Library loggers are kept at WARNING: they
-    would log request bodies (litestar's does by default) and URLs."""
+def configure_logging(level: str = "info", *, terminal: bool | None = None, shared: bool = False) -> None:
+    """One JSON line an event on stderr (`shared` with other processes), or a readable one on a terminal. Library
+    loggers are kept at WARNING: they would log request bodies (litestar's does by default) and URLs."""
     global _lines
     pretty = sys.stderr.isatty() if terminal is None else terminal
-    lines = None if pretty else Lines()
+    lines = None if pretty else Lines(shared=shared)
     _lines = lines if level == "info" else None
     renderer: Any = structlog.dev.ConsoleRenderer() if pretty else _render
     factory: Any = (

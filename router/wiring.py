@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from cost.ledger import Ledger
+from cost.types import Intent, Outcome
+from local_model.engines import cores
 from local_model.model import LocalModel, ModelSettings, TaskSpec
 from providers.types import Label, Provider
 from router.cache import inspect, keys
@@ -21,7 +24,8 @@ QUEUE_PART = 0.6
 TENANT_SHARE = 0.5
 
 
-def model_settings(loaded: Loaded) -> ModelSettings:
+def model_settings(loaded: Loaded, workers: int = 1) -> ModelSettings:
+    """Several workers share the cores; a number of threads that the config names is each worker's."""
     model = loaded.config.model
     tenants = {key.tenant for key in loaded.config.auth.keys}
     return ModelSettings(
@@ -29,7 +33,7 @@ def model_settings(loaded: Loaded) -> ModelSettings:
         revision=model.revision,
         engine=model.engine,
         device=model.device,
-        threads=model.threads,
+        threads=model.threads or (max(1, cores() // workers) if workers > 1 else 0),
         precision=model.precision,
         optimize=model.optimize,
         queue_s=QUEUE_PART * loaded.config.server.local_deadline_ms / 1000,
@@ -48,6 +52,20 @@ def task_specs(loaded: Loaded) -> list[TaskSpec]:
         head = None if task.head is None else head_path(loaded.path, task.head)
         specs.append(TaskSpec(name=name, head=head, model=model))
     return specs
+
+
+class Purse:
+    """The ledger as paid calls use it, with the day's limit, which a reload changes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.budget_nano: int | None = None
+
+    async def reserve(self, intent: Intent) -> int:
+        return await self._ledger.reserve(msgspec.structs.replace(intent, budget_nano=self.budget_nano))
+
+    async def settle(self, attempt_id: int, outcome: Outcome) -> None:
+        await self._ledger.settle(attempt_id, outcome)
 
 
 def this_machine(config: Config) -> Hardware | None:
@@ -95,6 +113,11 @@ def task_route(
 
 def identity(secret: bytes, kind: str, parts: Mapping[str, str]) -> str:
     return keys.identity_digest(secret, (kind, *(text for part in parts.items() for text in part)))
+
+
+def config_digest(secret: bytes, config: Config) -> str:
+    """Tells configs apart, and nothing of what is in them."""
+    return keys.identity_digest(secret, ("config", msgspec.json.encode(config, order="deterministic").decode()))
 
 
 def inspection_notes(tasks: Mapping[str, TaskRoute]) -> dict[str, bytes]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, cast
 
+import msgspec
 from litestar import MediaType, Request, Response, Router, get
 from litestar.openapi import ResponseSpec
 from msgspec import Meta
@@ -15,6 +19,7 @@ from router.http.errors import MEDIA_TYPE
 from router.problems import TABLE, ProblemError
 from router.reporting import report_page
 from router.service import Service
+from router.siblings import Siblings, dump, together
 from router.types import Problem
 
 #: Label of `crossover_gpu_memory_bytes` -> key in the model's status.
@@ -25,10 +30,18 @@ GPU_MEMORY = {
     "reserved": "reserved",
     "peak": "peak",
 }
-READINESS = {"warming": "warming", "draining": "draining", "failed": "model-failed"}
+READINESS = {"warming": "warming", "leaving": "draining", "draining": "draining", "failed": "model-failed"}
 
 
-def ops_router(service: Service) -> Router:
+def answers(service: Service) -> dict[str, Callable[[], bytes]]:
+    """What a worker tells its siblings. Both block: the ledger is read."""
+    return {
+        "metrics": lambda: measured(service),
+        "status": lambda: msgspec.json.encode(describe(service)),
+    }
+
+
+def ops_router(service: Service, siblings: Siblings) -> Router:
     """The routes, bound to their service."""
 
     @get("/health", sync_to_thread=False, summary="The event loop is alive")
@@ -46,10 +59,10 @@ def ops_router(service: Service) -> Router:
             raise ProblemError(READINESS[service.state], f"the service is {service.state}", retry_after=2.0)
         return {"status": "ready", "degraded": service.degradations()}
 
-    @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, summary="Prometheus text format")
-    def metrics() -> Response[bytes]:
-        update_gauges(service)
-        return Response(service.telemetry.exposition(), media_type="text/plain; version=0.0.4")
+    @get("/metrics", media_type=MediaType.TEXT, summary="Prometheus text format, of all workers")
+    async def metrics() -> Response[bytes]:
+        text = await asyncio.to_thread(together, await siblings.ask("metrics"))
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     @get("/v1/tasks", sync_to_thread=False, responses=problems(401), summary="The tasks and their labels")
     def tasks(request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
@@ -61,13 +74,17 @@ def ops_router(service: Service) -> Router:
 
     @get(
         "/v1/status",
-        sync_to_thread=True,
         responses=problems(401),
         summary="Model, thresholds, cache, providers, budget",
     )
-    def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    async def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
         service.keys.tenant(_headers(request))
-        return describe(service)
+        told = await siblings.ask("status")
+        workers: dict[int, Any] = {
+            n: None if answer is None else msgspec.json.decode(answer) for n, answer in told.items()
+        }
+        own: dict[str, Any] = workers[siblings.place.number]
+        return own if siblings.place.of == 1 else {**own, "workers": [of_worker(*each) for each in workers.items()]}
 
     @get(
         "/report",
@@ -107,6 +124,8 @@ def describe(service: Service) -> dict[str, Any]:
     return {
         "state": service.state,
         "uptime_s": round(time.time() - service.started, 1),
+        "pid": os.getpid(),
+        "config": service.config_digest,
         "degraded": service.degradations(),
         "model": service.model.status() if service.model else None,
         "tasks": {
@@ -134,6 +153,23 @@ def describe(service: Service) -> dict[str, Any]:
         "ledger": {"writable": service.ledger.writable, "pending": service.ledger.pending},
         "prices": {"version": service.prices.version},
     }
+
+
+def of_worker(number: int, told: dict[str, Any] | None) -> dict[str, Any]:
+    """A worker in /v1/status: what can differ between them. One that gives no answer is down."""
+    if told is None:
+        return {"worker": number, "up": False}
+    return {
+        "worker": number,
+        "up": True,
+        **{key: told[key] for key in ("pid", "state", "uptime_s", "degraded", "config")},
+    }
+
+
+def measured(service: Service) -> bytes:
+    """The metrics of this process, now."""
+    update_gauges(service)
+    return dump(service.telemetry.registry)
 
 
 def update_gauges(service: Service) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from local_model.engines import EngineDead
+from router.app import create_app
 from router.config_file import load
 from router.problems import ProblemError
 from router.service import Service
@@ -90,6 +93,52 @@ def test_a_hanging_forward_is_as_dead_as_one_that_ended(loaded: Any, monkeypatch
                 while not reasons:
                     await asyncio.sleep(0.01)
             assert service.state == "failed"
+        finally:
+            await service.close()
+
+    asyncio.run(main())
+
+
+def test_after_a_thousand_mixed_requests_no_task_is_left(
+    loaded: Any, tmp_path: Path, simulate: Callable[..., Any]
+) -> None:
+    """Local, paid, failed, refused, abandoned: all that was begun has ended."""
+    frontier = simulate("--fault", "529:0.05", "--fault", "malformed:0.05", "--fault", "reset:0.05")
+    path = tmp_path / "paying.toml"
+    provider = f'[providers.a]\nkind = "anthropic"\nmodel = "claude-haiku-5-5"\nbase_url = "{frontier.url}"\n'
+    path.write_text(loaded.path.read_text() + provider)
+    bodies: list[Callable[[int], dict[str, Any]]] = [
+        lambda _: {"input": "I lost my card"},
+        lambda number: {"input": f"hmm {number}"},
+        lambda _: {"input": ["", "word " * 3000]},
+        lambda _: {"input": "x", "task": "none"},
+        lambda _: {"nonsense": True},
+    ]
+
+    async def main() -> None:
+        app = create_app(load(path, {}))
+        service: Service = app.state.service
+        await service.open()
+        try:
+            await service.wait_until_ready()
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+
+                async def ask(number: int) -> None:
+                    asking = asyncio.create_task(client.post("/v1/classify", json=bodies[number % 5](number)))
+                    if number % 7 == 0:
+                        await asyncio.sleep(0)
+                        asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+
+                baseline = asyncio.all_tasks()
+                for start in range(0, 1000, 20):
+                    await asyncio.gather(*(ask(number) for number in range(start, start + 20)))
+                async with asyncio.timeout(15):
+                    while left := asyncio.all_tasks() - baseline:
+                        await asyncio.wait(left)
+            (lane,) = service.chain.status()
+            assert lane["calls"] > 50
+            assert service.state == "ready"
         finally:
             await service.close()
 
