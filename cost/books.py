@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from cost.schema import connect_readonly
 from cost.types import LedgerError
@@ -27,5 +31,59 @@ def hits(path: Path) -> dict[tuple[str, str, str], tuple[int, int]]:
         return {(digest.hex(), task, by): (count, saved) for digest, task, by, count, saved in rows}
     except sqlite3.Error:
         return {}
+    finally:
+        db.close()
+
+
+class CacheUse(msgspec.Struct, frozen=True):
+    """What the cache did for one task in one hour or day (UTC). `source`: who answered, for a hit at first. Inputs that
+    shared a computation in flight are neither hits nor misses; those that asked for no cache are in none of these."""
+
+    at: str  # when it begins, ISO 8601
+    task: str
+    source: str  # "local", "frontier", "error"
+    hits: int
+    memory_hits: int  # of them
+    misses: int
+    coalesced: int
+    hit_ratio: float | None  # hits / (hits + misses)
+
+
+STEP_S = {"hour": 3600, "day": 86_400}
+
+
+def cache_use(path: Path, *, since: float, by: Literal["hour", "day"]) -> list[CacheUse]:
+    """From the period that holds `since` (unix time, seconds) on, the oldest first. Empty where there is no ledger."""
+    step_us = STEP_S[by] * 1_000_000
+    begin = int(since * 1e6) // step_us
+    try:
+        db = connect_readonly([path])
+    except LedgerError:
+        return []
+    try:
+        rows = db.execute(
+            "SELECT at_us / :step, task, CASE source WHEN 'cache' THEN coalesce(answered_by, 'local') ELSE source END,"
+            " sum(source = 'cache' AND NOT coalesced),"
+            " sum(source = 'cache' AND NOT coalesced AND cache_tier = 'memory'),"
+            " sum(source != 'cache' AND NOT coalesced AND cache_us > 0), sum(coalesced)"
+            " FROM inputs WHERE at_us >= :begin GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
+            {"step": step_us, "begin": begin * step_us},
+        )
+        return [
+            CacheUse(
+                datetime.fromtimestamp(period * STEP_S[by], UTC).isoformat().replace("+00:00", "Z"),
+                task,
+                source,
+                hits,
+                memory or 0,
+                misses,
+                coalesced,
+                hits / (hits + misses) if hits + misses else None,
+            )
+            for period, task, source, hits, memory, misses, coalesced in rows
+            if hits or misses or coalesced
+        ]
+    except sqlite3.Error:
+        return []
     finally:
         db.close()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 180  # the first start on a machine exports and quantizes the encoder
+
+#: The provider keys of every service that is started. Nothing but the provider's socket may ever see them.
+PROVIDER_KEYS = {
+    "ANTHROPIC_API_KEY": "sk-ant-CANARY-of-anthropic-0123456789",
+    "OPENAI_API_KEY": "sk-CANARY-of-openai-0123456789",
+}
+#: Of a text, what is looked for; a shorter one, or one of fewer different letters, is too common to be recognized.
+SHORTEST, LOOKED_FOR, LETTERS = 12, 40, 6
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +77,38 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def found_in(places: Mapping[str, bytes], canaries: Iterable[str]) -> list[str]:
+    """Which canary stands where."""
+    return [
+        f"{canary!r} stands in {name}"
+        for canary in canaries
+        for name, data in places.items()
+        if canary.encode("utf-8", "surrogatepass") in data
+    ]
+
+
+def held_by_redis(state: Path) -> bytes:
+    """Every key and value of the embedded Redis, uncompressed (its files are not); nothing if it does not answer."""
+    import redis
+
+    from router.cache.embedded import EmbeddedRedis
+
+    held: list[Any] = []
+    try:
+        with redis.Redis(unix_socket_path=str(EmbeddedRedis(state, 16).socket), socket_timeout=2) as client:
+            for key in client.scan_iter(count=1000):
+                kind = client.type(key)
+                held += [key, client.hgetall(key) if kind == b"hash" else client.get(key)]
+    except redis.RedisError:
+        pass
+    return b"".join(item if isinstance(item, bytes) else repr(item).encode() for item in held)
 
 
 class Served(Process):
@@ -83,9 +123,43 @@ class Served(Process):
         self.wait_for(lambda: "listening on " in self.output)
         self.url = self.output.split("listening on ")[1].split()[0]
         self.wait_for(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
-        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.client = httpx.Client(base_url=self.url, timeout=30, event_hooks={"response": [self._overhear]})
+        #: What must be nowhere but where it belongs: all that was sent.
+        self.texts: set[str] = set()
+        self.secrets = {*PROVIDER_KEYS.values(), *re.findall(r"\b[0-9a-f]{64}\b", config)}
+        self.said: list[str] = []  # secrets that stood in a response
+
+    def _overhear(self, response: httpx.Response) -> None:
+        headers = response.request.headers
+        for value in (headers.get("x-api-key", ""), headers.get("authorization", "").rpartition(" ")[2]):
+            if len(value) >= SHORTEST:
+                self.secrets.add(value)
+        body = response.read() + repr(response.headers.raw).encode()
+        self.said += found_in({f"the response of {response.request.url.path}": body}, self.secrets)
+
+    def leaks(self, more: Iterable[str] = ()) -> list[str]:
+        """Where a text or a secret of this service stands that should not; `more` is looked for as well. Looks into
+        its log, every file of its state folder, every value in its Redis, metrics and status."""
+        places = {"the log": self.log.read_bytes()}
+        for path in self.state.rglob("*"):
+            if path.is_file() and path.name != "cache.secret":
+                with contextlib.suppress(FileNotFoundError):  # a draft, or a journal that is done with
+                    places[f"the file {path.relative_to(self.state)}"] = path.read_bytes()
+        if self.process.poll() is None:
+            headers = {"x-api-key": next((key for key in self.secrets if key not in PROVIDER_KEYS.values()), "")}
+            for path in ("/metrics", "/v1/status", "/ready"):
+                with contextlib.suppress(httpx.HTTPError):
+                    places[path] = httpx.get(f"{self.url}{path}", headers=headers).content
+            places["Redis"] = held_by_redis(self.state)
+        secret = self.state / "cache.secret"
+        found = found_in(places, {*self.secrets, *more, *([secret.read_text()] if secret.exists() else [])})
+        if "store_preview = true" in self.config.read_text():  # then Redis may have texts
+            places = {name: data for name, data in places.items() if name != "Redis" and "redis/" not in name}
+        texts = {text.strip()[:LOOKED_FOR] for text in self.texts}
+        return self.said + found + found_in(places, {t for t in texts if len(t) >= SHORTEST and len(set(t)) >= LETTERS})
 
     def classify(self, text: str | list[str], headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+        self.texts |= {text} if isinstance(text, str) else set(text)
         return self.client.post("/v1/classify", json={"input": text, **body}, headers=headers)
 
     def answer(self, text: str, **body: Any) -> dict[str, Any]:
@@ -108,21 +182,27 @@ class Served(Process):
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
-    """`serve(config)` starts the service with a fresh state folder; all are ended after the module."""
+    """`serve(config)` starts the service with a fresh state folder; all are ended after the module, and all they have
+    left anywhere is searched for texts and secrets."""
     started: list[Served] = []
 
     def start(config: str, *arguments: str, **environment: str) -> Served:
         folder = tmp_path_factory.mktemp("served")
         environment.setdefault("CROSSOVER_STATE_DIR", str(folder / "state"))
         environment.setdefault("HF_HUB_OFFLINE", "1")
+        environment = {**PROVIDER_KEYS, **environment}
         service = Served(config, folder, *arguments, **environment)
         started.append(service)
         return service
 
     yield start
-    for service in started:
-        service.client.close()
-        service.stop()
+    leaks = [leak for service in started for leak in service.leaks()]
+    with contextlib.ExitStack() as ending:  # one that does not end keeps no other from it
+        for service in started:
+            ending.callback(service.stop)
+            ending.callback(service.client.close)
+    leaks += [leak for service in started for leak in service.leaks()]  # what is written last
+    assert leaks == [], "\n".join(sorted(set(leaks)))
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +223,7 @@ def simulate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     yield start
     for process in started:
         process.stop()
+        assert found_in({"the simulator's output": process.log.read_bytes()}, PROVIDER_KEYS.values()) == []
 
 
 BANKING = '[tasks.banking]\nhead = "banking77"\n'

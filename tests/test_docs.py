@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git"} & set(path.parts))
+DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".bench-venvs", ".git"} & set(path.parts))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -30,3 +30,25 @@ def test_the_makefile_has_the_commands_that_readme_names() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", (ROOT / "README.md").read_text(), re.M))
     assert {"demo", "serve", "test"} <= {one or other for one, other in named} <= targets
+
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
+def test_every_promise_of_the_operations_page_names_tests_that_exist_or_says_why_there_is_none() -> None:
+    """Its rows are all there, each once."""
+    rows = re.findall(r"^\| ([RMOIS]\d+) \| ([^|]+) \| ([^|]+) \|$", OPERATIONS, re.M)
+    wanted = {"R": 10, "M": 10, "O": 12, "I": 6, "S": 13}
+    assert [row for row, _, _ in rows] == [f"{kind}{n}" for kind, last in wanted.items() for n in range(1, last + 1)]
+    for row, _, shown in rows:
+        named = re.findall(r"`(tests/[a-z_0-9/]+\.py)::(test_[a-z0-9_]+)`", shown)
+        assert named or shown.startswith("No test"), row
+        for path, test in named:
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (row, path, test)
+
+
+def test_the_operations_page_explains_every_alert() -> None:
+    """By its name."""
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    assert alerts
+    assert [alert for alert in alerts if alert not in OPERATIONS] == []

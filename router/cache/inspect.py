@@ -1,21 +1,23 @@
-"""What `crossover cache` shows and removes. Works on the Redis alone: the service leaves the identities it uses there,
-so that a miss can be explained without loading a model."""
+"""What `crossover cache` and /v1/cache show. Works on the Redis alone: the service leaves the identities it uses there,
+so that a miss can be explained without loading a model. Large caches are read in steps (SCAN), never whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
 
 from router.cache import keys
-from router.cache.entry import Corrupt, Entry, decode
+from router.cache.entry import Corrupt, Entry, Kind, decode
 
 #: What the pipeline asks for, by kind of answer: part name -> value.
 Identity = Mapping[str, str]
+#: Keys that Redis looks at in one SCAN: a few hundred microseconds of its time.
+STEP = 500
 
 
 class InspectError(Exception):
@@ -38,6 +40,44 @@ class Found(NamedTuple):
     entry: Entry | None  # None: the bytes are no entry
     ttl_s: int
     bytes: int
+
+
+class Selection(NamedTuple):
+    """Which entries are meant; None: any. `text` is a text as a caller sends it, of whichever tenant; `digest` stands
+    for it where only that is known."""
+
+    tenant: str | None = None
+    task: str | None = None
+    source: Kind | None = None
+    text: str | None = None
+    digest: str | None = None
+
+    @property
+    def whole_tasks(self) -> bool:
+        """All that is kept of a task, or of all tasks."""
+        return (self.tenant, self.source, self.text, self.digest) == (None, None, None, None)
+
+    def pattern(self) -> str:
+        """For SCAN. It may let more through than `matcher`."""
+        return f"co:{keys.VERSION}:{self.tenant or '*'}:{self.task or '*'}:*:{self.digest or '*'}:*"
+
+    def matcher(self, secret: bytes) -> Callable[[Name], bool]:
+        """For names; what an entry's source is stands in its value."""
+        normalized = None if self.text is None else keys.normalize(self.text)
+        digests: dict[str, str] = {}  # of the text, by tenant
+
+        def matches(name: Name) -> bool:
+            if self.tenant not in (None, name.tenant) or self.task not in (None, name.task):
+                return False
+            if self.digest not in (None, name.text):
+                return False
+            if normalized is None:
+                return True
+            if name.tenant not in digests:
+                digests[name.tenant] = keys.text_digest(secret, name.tenant, normalized).hex()
+            return digests[name.tenant] == name.text
+
+        return matches
 
 
 class Current(msgspec.Struct, frozen=True):
@@ -79,20 +119,40 @@ def parse(key: str) -> Name | None:
     return Name(key, tenant, task, generation, text, identity)
 
 
-def entries(client: Redis, secret: bytes, *, tenant: str = "*", task: str = "*", text: str = "*") -> Iterator[Found]:
-    """All entries that match, read in small steps (SCAN); the order is Redis'."""
-    pattern = f"co:{keys.VERSION}:{tenant}:{task}:*:{text}:*"
-    batch: list[Name] = []
-    for raw in client.scan_iter(match=pattern, count=500):
-        if name := parse(raw.decode("ascii", "replace")):
-            batch.append(name)
-        if len(batch) >= 200:
-            yield from _read(client, secret, batch)
-            batch = []
-    yield from _read(client, secret, batch)
+def entries(client: Redis, secret: bytes, wanted: Selection = Selection()) -> Iterator[Found]:  # noqa: B008 - frozen
+    """All entries that are meant; the order is Redis', and what comes or goes meanwhile may be missed."""
+    cursor = 0
+    while True:
+        cursor, found = page(client, secret, wanted, cursor)
+        yield from found
+        if cursor == 0:
+            return
+
+
+def page(
+    client: Redis, secret: bytes, wanted: Selection, cursor: int, *, limit: int = 1, steps: int = 1
+) -> tuple[int, list[Found]]:
+    """At least `limit` entries from `cursor` (0: the start) on, as long as there are any within so many steps; and the
+    cursor that goes on from there, 0 at the end."""
+    matches = wanted.matcher(secret)
+    found: list[Found] = []
+    for _ in range(steps):
+        reply: Any = client.scan(cursor, match=wanted.pattern(), count=STEP)
+        cursor, raw = reply
+        names = [name for key in raw if (name := parse(key.decode("ascii", "replace"))) and matches(name)]
+        found += [item for item in _read(client, secret, names) if wanted.source in (None, _source(item))]
+        if cursor == 0 or len(found) >= limit:
+            break
+    return cursor, found
+
+
+def _source(item: Found) -> str | None:
+    return item.entry.kind if item.entry else None
 
 
 def _read(client: Redis, secret: bytes, names: Sequence[Name]) -> Iterator[Found]:
+    if not names:
+        return
     pipeline = client.pipeline(transaction=False)
     for name in names:
         pipeline.get(name.key)
@@ -134,7 +194,7 @@ def why_not(client: Redis, found: Found, now: Current | None, generation_now: st
     reasons = []
     if found.entry is None:
         return ["its bytes are damaged: the next lookup removes it"]
-    if found.name.generation != generation_now:
+    if found.name.generation != keys.token_of(generation_now or ""):
         reasons.append("it was purged (another generation of the task)")
     if now is not None:
         wanted = now.frontier if found.entry.kind == "frontier" else now.local
@@ -145,17 +205,24 @@ def why_not(client: Redis, found: Found, now: Current | None, generation_now: st
     return reasons
 
 
-def purge(client: Redis, found: Iterable[Found], tasks: Iterable[str]) -> int:
-    """Remove entries; for whole `tasks` a new generation first, so that nothing written meanwhile survives."""
-    for task in tasks:
-        client.set(keys.generation_key(task), keys.new_generation())
-    removed = 0
-    batch: list[str] = []
-    for item in found:
-        batch.append(item.name.key)
-        if len(batch) >= 200:
-            removed += int(client.unlink(*batch))
-            batch = []
-    if batch:
-        removed += int(client.unlink(*batch))
-    return removed
+class Replica(msgspec.Struct, frozen=True):
+    """A process that remembers entries, as it said of itself when it last asked Redis."""
+
+    at: int = 0  # unix time, milliseconds
+    seen: dict[str, str] = {}  # task -> its generation's whole value
+    memory: dict[str, int] = {}  # what it remembers: entries, bytes
+
+    def age_s(self, now: float) -> float:
+        return now - self.at / 1000
+
+
+def replicas(client: Redis) -> dict[str, Replica]:
+    """By id."""
+    found: dict[str, Replica] = {}
+    said: Any = client.hgetall(keys.replicas_key())
+    for name, value in said.items():
+        try:
+            found[name.decode("ascii", "replace")] = msgspec.json.decode(value, type=Replica)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+    return found

@@ -351,8 +351,47 @@ def test_purge_is_a_dry_run_unless_it_is_confirmed(serve: Callable[..., Any], ba
     assert service.answer("I lost my card")["source"] == "cache"
     done = crossover("cache", "purge", "--task", "banking", "--yes", **environment)
     assert "removed 1" in done.stdout
+    assert "did not confirm" not in done.stdout
     assert service.answer("I lost my card")["source"] == "local"
-    assert crossover("cache", "purge", **environment).returncode == 2
+    (line,) = (service.state / "audit.log").read_text().splitlines()
+    assert json.loads(line)["who"].startswith("cli:")
+    assert (json.loads(line)["task"], json.loads(line)["outcome"]["entries"]) == ("banking", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--all", "--task", "banking"], ["--all", "a text"], ["--yes"]], ids=["nothing", "a", "b", "c"]
+)
+def test_a_purge_says_what_it_is_about(arguments: list[str], tmp_path: Path, banking: str) -> None:
+    """Everything only with --all, and --all only for everything."""
+    config = tmp_path / "crossover.toml"
+    config.write_text(banking)
+    one_line(crossover("cache", "purge", *arguments, "--config", str(config)), "say what to purge")
+
+
+def test_a_purge_of_a_cache_that_is_down_is_an_error(tmp_path: Path, banking: str) -> None:
+    """Exit code 2: nobody may believe that something is gone."""
+    config = tmp_path / "crossover.toml"
+    config.write_text(f'{banking}[cache]\nurl = "redis://127.0.0.1:1"\n')
+    done = crossover("cache", "purge", "--all", "--yes", "--config", str(config))
+    one_line(done, "the cache does not answer (ConnectionError)")
+    assert "removed" not in done.stdout
+
+
+def test_the_tables_of_the_cache_are_for_people_and_its_json_for_programs(
+    serve: Callable[..., Any], banking: str
+) -> None:
+    service = serve(banking)
+    environment = {"CROSSOVER_STATE_DIR": str(service.state), "COLUMNS": "120"}
+    service.answer("I lost my card")
+    service.wait_for(lambda: service.answer("I lost my card")["source"] == "cache")
+    shown = crossover("cache", "stats", "--by", "hour", **environment).stdout
+    for said in ("1 entries", "hit ratio", "of memory", "replica ", "banking"):
+        assert said in shown
+    use = json.loads(crossover("cache", "stats", "--json", **environment).stdout)["use"]
+    assert sum(row["misses"] for row in use) == 1
+    assert sum(row["hits"] for row in use) >= 1
+    listed = crossover("cache", "ls", "--source", "frontier", "--json", **environment)
+    assert json.loads(listed.stdout) == []
 
 
 def test_learn_and_serve_are_enough_for_an_own_task(serve: Callable[..., Any], tmp_path: Path) -> None:
