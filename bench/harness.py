@@ -47,21 +47,23 @@ class Server(NamedTuple):
     url: str
     pid: int
 
-    def cpu_seconds(self) -> float:
-        """User and system time that the process and its children have used."""
+    def cpu_seconds(self, named: str = "") -> float:
+        """User and system time that the process and its children have used; only those `named` so, if given."""
         total = 0.0
         for member in _family(self.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                times = member.cpu_times()
-                total += times.user + times.system
+                if named in member.name():
+                    times = member.cpu_times()
+                    total += times.user + times.system
         return total
 
-    def resident_bytes(self) -> int:
-        """Memory of the process and its children; pages that they share count for each."""
+    def resident_bytes(self, *, without: str | None = None) -> int:
+        """Memory of the process and its children, those named `without` aside; pages that they share count for each."""
         total = 0
         for member in _family(self.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += member.memory_info().rss
+                if without is None or without not in member.name():
+                    total += member.memory_info().rss
         return total
 
     def stop(self) -> None:
@@ -222,11 +224,13 @@ def get_status(url: str) -> int:
 
 
 @contextlib.contextmanager
-def router(folder: Path, config: str, **environment: str) -> Iterator[Server]:
-    """`crossover serve` with `config` (TOML), warm; its state in `folder`, which is made."""
+def router(
+    folder: Path, config: str, *, program: Sequence[str] = ("-m", "router"), **environment: str
+) -> Iterator[Server]:
+    """`crossover serve` (or Python on `program`) with `config` (TOML), warm; its state in `folder`, which is made."""
     folder.mkdir(parents=True)
     (folder / "crossover.toml").write_text(config)
-    command = [sys.executable, "-m", "router", "serve", "--config", str(folder / "crossover.toml"), "--port", "0"]
+    command = [sys.executable, *program, "serve", "--config", str(folder / "crossover.toml"), "--port", "0"]
     log = folder / "router.log"
     with child(command, log, CROSSOVER_STATE_DIR=str(folder), **environment) as process:
         yield wait_for(process, log, r"listening on (http://\S+)", "/ready")

@@ -68,9 +68,14 @@ def percentile(values: Sequence[float], share: float) -> float:
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
+def took_ms(replies: Iterable[Reply]) -> list[float]:
+    """Sorted."""
+    return sorted((reply.ended - reply.started) * 1000 for reply in replies)
+
+
 def measure(
     url: str,
-    requests: Sequence[bytes],
+    requests: Iterable[bytes],
     *,
     connections: int,
     seconds: float,
@@ -100,7 +105,7 @@ def summary(
     """Rate and latencies of the replies that came in the window; failures and `served` of all."""
     good = [reply for reply in replies if reply.status == 200 and accept(reply)]
     counted = [reply for reply in good if since <= reply.ended <= until]
-    took = sorted((reply.ended - reply.started) * 1000 for reply in counted)
+    took = took_ms(counted)
     return Load(
         answers=len(counted),
         failures=len(replies) - len(good),

@@ -12,6 +12,7 @@ import hashlib
 import random
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import harness
@@ -21,24 +22,24 @@ from load import Load, Reply
 from rich.table import Table
 
 KEY = "bench-key-of-no-consequence"
+REDIS = "redis-server"  # as the process is named
 HEADERS = {"Authorization": f"Bearer {KEY}"}
-#: As in production: key check, ledger, metrics and request log are on. The cache is off: each answer is computed.
-SERVICE = f"""\
-[cache]
-url = "off"
-
+#: As in production: key check, ledger, metrics and request log are on.
+AUTH = f"""\
 [[auth.keys]]
 tenant = "bench"
 sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"
 """
-CONFIG = f"""\
-{SERVICE}
+TASK = """\
 [tasks.banking]
 head = "banking77"
 
 [tasks.banking.policy]
 escalate = "never"
 """
+#: The cache is off: each answer is computed.
+SERVICE = f'[cache]\nurl = "off"\n\n{AUTH}'
+CONFIG = f"{SERVICE}\n{TASK}"
 
 
 class Contestant(NamedTuple):
@@ -47,7 +48,7 @@ class Contestant(NamedTuple):
     name: str
     server: Server
     url: str
-    requests: Sequence[bytes]
+    requests: Iterable[bytes]  # endless ones are never repeated, others round and round
     texts: int = 1  # in each request
     precision: str = "int8"
 
@@ -56,6 +57,7 @@ class Round(NamedTuple):
     load: Load
     cpu_seconds: float  # of the server, for all `load.served` answers
     texts: int = 1  # in each of them
+    redis_seconds: float = 0.0  # the part of `cpu_seconds` that a redis-server of its own used
 
     @property
     def per_second(self) -> float:
@@ -97,27 +99,29 @@ def answered(reply: Reply, texts: int = 1) -> bool:
     return reply.body.count(b'"label":"') >= texts and b'"coalesced":true' not in reply.body
 
 
-def timed(who: Contestant, connections: int, seconds: float) -> Round:
-    before = who.server.cpu_seconds()
+def timed(who: Contestant, connections: int, seconds: float, *, accept: Callable[[Reply], bool] | None = None) -> Round:
+    """One closed-loop measurement; `accept` says which replies count (default: `answered`)."""
+    before, redis = who.server.cpu_seconds(), who.server.cpu_seconds(REDIS)
     seen = load.measure(
         who.url,
         who.requests,
         connections=connections,
         seconds=seconds,
-        accept=lambda reply: answered(reply, who.texts),
+        accept=accept or (lambda reply: answered(reply, who.texts)),
     )
-    return Round(seen, who.server.cpu_seconds() - before, who.texts)
+    used = who.server.cpu_seconds() - before
+    return Round(seen, used, who.texts, who.server.cpu_seconds(REDIS) - redis)
 
 
 def timed_burst(who: Contestant, connections: int, count: int) -> Round:
     before = who.server.cpu_seconds()
-    seen = load.burst(who.url, who.requests[:count], connections=connections, accept=answered)
+    seen = load.burst(who.url, list(islice(who.requests, count)), connections=connections, accept=answered)
     return Round(seen, who.server.cpu_seconds() - before)
 
 
 def warm(who: Contestant, connections: int = 64) -> None:
     """Each worker thread's first forward is slow."""
-    load.send(who.url, who.requests[: 2 * connections], connections=connections)
+    load.send(who.url, islice(who.requests, 2 * connections), connections=connections)
 
 
 @contextlib.contextmanager
