@@ -1,21 +1,12 @@
-"""Metrics and logs. Logs carry what is on the list here and nothing else: never a text, never a key."""
+"""Metrics."""
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import contextlib
-import logging
-import select
-import sys
-import threading
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
-import msgspec
 import psutil
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from cost.types import NANO_PER_USD
@@ -98,7 +89,8 @@ class Telemetry:
         self.gpu_utilization = gauge("gpu_utilization_ratio", "GPU utilization")
         self.resident.set_function(lambda: psutil.Process().memory_info().rss)
 
-        self._children: dict[tuple[str, ...], Any] = {}
+        #: `metric.labels(*labels)`, remembered: it takes a lock and is asked several times an input.
+        self._child: Callable[..., Any] = lru_cache(maxsize=None)(lambda metric, *labels: metric.labels(*labels))
 
     def answered(self, task: str, outcomes: Sequence[Outcome], seconds: float) -> None:
         """Count one request's inputs."""
@@ -141,123 +133,6 @@ class Telemetry:
         self.config_refused.set(1)
         self.config_reloads.labels("refused").inc()
 
-    def _child(self, metric: Counter | Histogram, *labels: str) -> Any:
-        """`metric.labels(*labels)`, remembered: it takes a lock and is asked several times an input."""
-        key = (metric._name, *labels)
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = metric.labels(*labels)
-        return found
-
     def exposition(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
-
-
-class Lines:
-    """Lines for stderr, written together: a write gives up the GIL, and beside busy engine threads it takes 0.1 ms to
-    get it back. What is collected goes out after 50 ms, or 64 KiB, and at exit. Where processes share stderr, in
-    pieces that a pipe takes whole (PIPE_BUF), cut between lines."""
-
-    def __init__(self, *, shared: bool = False) -> None:
-        self._shared = shared
-        self._waiting = bytearray()
-        self._lock = threading.Lock()  # a model is loaded, and says so, on a thread of its own
-        self._scheduled = False
-        atexit.register(self._write)
-
-    def write(self, line: bytes) -> None:
-        with self._lock:
-            self._waiting += line
-
-    def flush(self) -> None:
-        """Called after every line."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # another thread, or no service
-            self._write()
-            return
-        if len(self._waiting) > 65_536:
-            self._write()
-        elif not self._scheduled:
-            self._scheduled = True
-            loop.call_later(0.05, self._write)
-
-    def _write(self) -> None:
-        self._scheduled = False
-        with self._lock:
-            lines, self._waiting = bytes(self._waiting), bytearray()
-        with contextlib.suppress(OSError):  # nobody reads them any more
-            while lines:
-                cut = lines.rfind(b"\n", 0, select.PIPE_BUF) + 1 if self._shared else 0
-                sys.stderr.buffer.write(lines[: cut or len(lines)])
-                sys.stderr.buffer.flush()
-                lines = lines[cut or len(lines) :]
-
-
-_encode = msgspec.json.Encoder(enc_hook=str).encode
-_lines: Lines | None = None  # where the lines of requests go as JSON
-
-
-def log_request(**fields: Any) -> None:
-    """The line of a request. As JSON it goes the straight way: processors took a tenth of the loop's time."""
-    if _lines is None:
-        structlog.get_logger("crossover.request").info("request", **fields)
-        return
-    moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    _lines.write(_encode({**fields, "event": "request", "level": "info", "timestamp": moment}) + b"\n")
-    _lines.flush()
-
-
-def configure_logging(level: str = "info", *, terminal: bool | None = None, shared: bool = False) -> None:
-    """One JSON line an event on stderr (`shared` with other processes), or a readable one on a terminal. Library
-    loggers are kept at WARNING: they would log request bodies (litestar's does by default) and URLs."""
-    global _lines
-    pretty = sys.stderr.isatty() if terminal is None else terminal
-    lines = None if pretty else Lines(shared=shared)
-    _lines = lines if level == "info" else None
-    renderer: Any = structlog.dev.ConsoleRenderer() if pretty else _render
-    factory: Any = (
-        structlog.PrintLoggerFactory(sys.stderr) if pretty else structlog.BytesLoggerFactory(cast("BinaryIO", lines))
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=factory,
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True)
-    for name in ("httpx", "httpx2", "anthropic", "openai", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _render(_logger: Any, _method: str, event: Mapping[str, Any]) -> bytes:
-    return _encode(event)
-
-
-def access_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the log line of a request says of its inputs: counts and sums, for one as for many."""
-    sources: dict[str, int] = {}
-    degraded: dict[str, int] = {}
-    errors: dict[str, int] = {}
-    for outcome in outcomes:
-        sources[outcome.source] = sources.get(outcome.source, 0) + 1
-        if outcome.degraded:
-            degraded[outcome.degraded] = degraded.get(outcome.degraded, 0) + 1
-        if outcome.error:
-            errors[outcome.error] = errors.get(outcome.error, 0) + 1
-    return {
-        "inputs": len(outcomes),
-        "source": sources,
-        "degraded": degraded,
-        "errors": errors,
-        "cost_usd": sum(outcome.cost_nano for outcome in outcomes) / NANO_PER_USD,
-        "cache_ms": max((outcome.cache_us for outcome in outcomes), default=0) / 1000,
-        "queue_ms": max((outcome.queue_us for outcome in outcomes), default=0) / 1000,
-        "local_ms": max((outcome.local_us for outcome in outcomes), default=0) / 1000,
-        "frontier_ms": max((outcome.frontier_us for outcome in outcomes), default=0) / 1000,
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -32,16 +33,16 @@ class Generations:
         known = self._known.get(task)
         return known.value if known and now - known.confirmed <= TRUST_S else ""
 
-    def heard(self, task: str, value: str, asked: float) -> None:
+    def heard(self, task: str, value: str, asked: float, *, confirmed: bool = False) -> None:
         """Redis said so, to a command that was sent at `asked`. Replies overtake each other: a command that was sent
-        before the present value came in may have read an older one, which must not come back."""
+        before the present value came in may have read an older one, which must not come back.
+
+        `confirmed`: and whoever purges knows that this process is to be waited for (`router.cache.replica`)."""
         known = self._known.get(task)
-        if known is None:
-            self._known[task] = _Known(value, self._clock(), asked)
-        elif known.value == value:
+        if known is None or (known.value != value and asked >= known.changed):
+            known = self._known[task] = _Known(value, self._clock(), -math.inf)
+        if confirmed and known.value == value:
             known.confirmed = max(known.confirmed, asked)
-        elif asked >= known.changed:
-            known.value, known.changed, known.confirmed = value, self._clock(), asked
 
     def seen(self) -> dict[str, str]:
         """All, as last heard."""

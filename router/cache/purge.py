@@ -17,8 +17,6 @@ from router.cache.inspect import Found, InspectError, Selection, entries, replic
 
 #: How long replicas are waited for, in seconds: what they have not confirmed by then they have no right to serve.
 CONFIRM_S = keys.TRUST_S
-#: And at least so long: who has just begun to remember is in the list with its next poll.
-REGISTER_S = 1.2 * keys.POLL_S
 
 
 class Purge(msgspec.Struct, frozen=True):
@@ -117,7 +115,7 @@ def _wait_for_replicas(client: Redis, tasks: Sequence[str]) -> tuple[tuple[str, 
         late = {name for name, it in said.items() if any(it.seen.get(t, v) != v for t, v in present.items())}
         alive = {name for name in late if abs(said[name].age_s(time.time())) < keys.FRESH_S}
         waited = time.monotonic() - started
-        if waited > (CONFIRM_S if alive else REGISTER_S):
+        if not alive or waited > CONFIRM_S:
             return tuple(sorted(said.keys() - late)), tuple(sorted(late))
         time.sleep(0.02)
 

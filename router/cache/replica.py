@@ -61,15 +61,18 @@ class Replica:
         said = msgspec.json.encode(Seen(round(time.time() * 1000), seen, memory))
         asked = time.monotonic()
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.mget([keys.generation_key(task) for task in tasks])
+        # In this order: a purge between the two is heard of in the reply, one after them finds this replica.
         pipeline.hset(keys.replicas_key(), self.id, said)
+        pipeline.mget([keys.generation_key(task) for task in tasks])
         if self._polls % SWEEP == 0:
             pipeline.hgetall(keys.replicas_key())
             pipeline.expire(keys.replicas_key(), 60)
         self._polls += 1
-        values, _, *rest = await pipeline.execute(raise_on_error=False)
+        registered, values, *rest = await pipeline.execute(raise_on_error=False)
+        if isinstance(registered, Exception):  # a full Redis, say: no purge would wait for this process
+            raise registered
         for task, value in zip(tasks, values, strict=True):
-            self._generations.heard(task, generation_in(value), asked)
+            self._generations.heard(task, generation_in(value), asked, confirmed=True)
         if rest and isinstance(rest[0], dict):
             await self._bury(rest[0])
         return self._generations.seen() != seen

@@ -26,9 +26,9 @@ class Unanswered(Exception):
 async def in_process(loaded: Loaded, task: str | None, route: Route) -> AsyncIterator[Ask]:
     """The service without its HTTP side. What can't be opened is one line and exit code 2."""
     from router.admission import LOCAL_TENANT, Tenant
+    from router.logs import configure_logging
     from router.outcome import to_wire
     from router.service import Service
-    from router.telemetry import configure_logging
     from router.types import ClassifyRequest, ClassifyResponse
 
     configure_logging("critical")

@@ -86,7 +86,7 @@ def of_model(model: str, revision: str | None) -> Loaded:
 
 def run(loaded: Loaded, file: ConfigFile | None) -> int:
     """Serve; gives the exit code."""
-    from router.telemetry import configure_logging
+    from router.logs import configure_logging
 
     configure_logging()
     for note in loaded.notes:

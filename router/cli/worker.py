@@ -105,7 +105,7 @@ def main() -> int:
 
     from router.cli.process import serve_here
     from router.cli.serve import bind
-    from router.telemetry import configure_logging
+    from router.logs import configure_logging
 
     configure_logging(shared=True)
 

@@ -23,10 +23,10 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 from router import admission, outcome
 from router.http.errors import MEDIA_TYPE, as_problem, problem_headers
 from router.http.protocol import BODY_ARRIVED
+from router.logs import log_request
 from router.outcome import Outcome
 from router.problems import ProblemError
 from router.service import Service
-from router.telemetry import access_fields, log_request
 from router.types import ClassifyRequest, ClassifyResponse, Failed
 
 
@@ -101,13 +101,8 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": payload, "more_body": False})
         answers(status).inc()
-        log_request(
-            id=request_id,
-            status=status,
-            total_ms=(time.perf_counter_ns() - started_ns) // 1000 / 1000,
-            **fields,
-            **(access_fields(outcomes) if outcomes else {}),
-        )
+        took_ms = (time.perf_counter_ns() - started_ns) // 1000 / 1000
+        log_request(outcomes, id=request_id, status=status, total_ms=took_ms, **fields)
 
     return classify
 

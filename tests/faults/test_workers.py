@@ -225,7 +225,7 @@ def test_workers_whose_parent_was_killed_drain(
 def test_the_parent_holds_neither_a_model_library_nor_a_web_framework() -> None:
     """It is small, and has nothing that could break."""
     code = (
-        "import sys, router.cli.serve, router.cli.workers, router.telemetry, router.cache.embedded\n"
+        "import sys, router.cli.serve, router.cli.workers, router.telemetry, router.logs, router.cache.embedded\n"
         "print(*sorted({'torch', 'onnxruntime', 'transformers', 'numpy', 'litestar', 'uvicorn', 'anthropic', 'openai'}"
         " & set(sys.modules)))"
     )
