@@ -15,7 +15,7 @@ from litestar import Request, Router, get, post
 from litestar.connection import ASGIConnection
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromQuery, JSONBody, QueryParameter
 from litestar.types import HTTPScope
 from msgspec import Meta
 
@@ -39,7 +39,7 @@ Digest = Annotated[
 ]
 Source = Literal["local", "frontier"]
 #: Of a query. Litestar heeds its own constraints there, msgspec's in bodies.
-OneOf = Annotated[str | None, Parameter(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+OneOf = Annotated[str | None, QueryParameter(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
 
 
 class EntryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +94,7 @@ def cache_router(service: Service) -> Router:
             raise ProblemError("cache-unavailable", str(error), retry_after=2.0) from None
 
     @get("/stats", sync_to_thread=True, responses=problems(401, 404, 422, 503), summary="Sizes, life times, hit ratios")
-    def stats(by: By = "hour", hours: Annotated[int, Parameter(ge=1, le=24 * 366)] = 24) -> Overview:
+    def stats(by: FromQuery[By] = "hour", hours: Annotated[int, QueryParameter(ge=1, le=24 * 366)] = 24) -> Overview:
         with opened() as client:
             return overview(client, service.secret, service.ledger_path, by=by, since=time.time() - hours * 3600)
 
@@ -102,9 +102,9 @@ def cache_router(service: Service) -> Router:
     def entries(
         tenant: OneOf = None,
         task: OneOf = None,
-        source: Source | None = None,
-        cursor: Annotated[str, Parameter(pattern=r"^[0-9]{1,19}$")] = "0",
-        limit: Annotated[int, Parameter(ge=1, le=1000, description="A page may hold some more.")] = 100,
+        source: FromQuery[Source | None] = None,
+        cursor: Annotated[str, QueryParameter(pattern=r"^[0-9]{1,19}$")] = "0",
+        limit: Annotated[int, QueryParameter(ge=1, le=1000, description="A page may hold some more.")] = 100,
     ) -> Page:
         with opened() as client:
             wanted = Selection(tenant, task, source)
@@ -118,7 +118,7 @@ def cache_router(service: Service) -> Router:
         responses=problems(401, 404, 413, 415, 422, 503),
         summary="What is kept of one text, and why it is a hit or a miss",
     )
-    def entry(data: EntryRequest) -> EntryResponse:
+    def entry(data: JSONBody[EntryRequest]) -> EntryResponse:
         if (data.text is None) == (data.digest is None):
             raise ProblemError("invalid", "give either `text` or `digest`")
         with opened() as client:
@@ -133,7 +133,7 @@ def cache_router(service: Service) -> Router:
         responses=problems(401, 404, 413, 415, 422, 503),
         summary="Remove entries everywhere; a dry run unless `yes`",
     )
-    def purge(request: Request[Any, Any, Any], data: PurgeRequest) -> Purge:
+    def purge(request: Request[Any, Any, Any], data: JSONBody[PurgeRequest]) -> Purge:
         wanted = Selection(data.tenant, data.task, data.source, data.text)
         if data.all != (wanted == Selection()):
             raise ProblemError("invalid", "give at least one of `task`, `source`, `tenant` and `text`, or else `all`")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import msgspec
 from litestar import MediaType, Request, Response, Router, get
 from litestar.openapi import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from cost.types import NANO_PER_USD
 from router.admission import unique_headers
@@ -93,7 +93,7 @@ def ops_router(service: Service, siblings: Siblings) -> Router:
         responses=problems(401, 422),
         summary="The crossover report as a page; `volume` is requests a month",
     )
-    def report(request: Request[Any, Any, Any], volume: Annotated[int, Parameter(ge=0)] = 0) -> Response[str]:
+    def report(request: Request[Any, Any, Any], volume: Annotated[int, QueryParameter(ge=0)] = 0) -> Response[str]:
         service.keys.admin(_headers(request))
         html = report_page(service.config, service.ledger_path, volume or None)
         return Response(html, media_type="text/html")

@@ -224,7 +224,6 @@ def test_slow_heads_and_bodies_in_number_take_nothing_from_others(serve: Callabl
     asyncio.run(main())
 
 
-@pytest.mark.filterwarnings("ignore:.*declared:DeprecationWarning")
 def test_nothing_holds_up_the_event_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, banking: str) -> None:
     """No callback takes 100 ms of CPU, whatever is asked. Not of time: this machine may have other things to do."""
     longest: list[tuple[float, str]] = [(0.0, "")]
