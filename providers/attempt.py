@@ -35,8 +35,9 @@ class Busy(Skipped):
     """The provider has as many calls in flight as are allowed."""
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """What holds for all attempts. `clock` and `wall` in seconds: the first measures, the second dates."""
+class Terms(msgspec.Struct):
+    """What holds for all attempts; the budget may change. `clock` and `wall` in seconds: the first measures, the second
+    dates."""
 
     budget_nano: int | None
     min_call_s: float  # a call that can't end in time would only cost

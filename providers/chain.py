@@ -47,6 +47,7 @@ class Chain:
         self._max_attempts = max_attempts
         self._min_call_s = min_call_s
         self._clock = clock
+        self.terms = Terms(budget_nano, min_call_s, slot_wait_s, clock, wall)
         self._lanes = [
             Lane(
                 provider,
@@ -54,7 +55,7 @@ class Chain:
                 breaker=Breaker(breaker or BreakerSettings(), clock),
                 settlement=Settlement(prices, provider.model),
                 books=self._books,
-                terms=Terms(budget_nano, min_call_s, slot_wait_s, clock, wall),
+                terms=self.terms,
             )
             for provider in providers
         ]

@@ -42,7 +42,8 @@ class FrontDoor:
     def __init__(self, config: Config, *, rates: Path | None = None) -> None:
         self.keys = Keys()
         self.rates = Rates(rates)
-        self.slots, self.bodies, self.body_bytes = Places("requests"), Places("bodies"), Places("bytes of bodies")
+        self.slots = Places("requests (server.max_concurrent)")
+        self.bodies, self.body_bytes = Places("bodies on their way"), Places("bytes of bodies on their way")
         self.reload(config)
 
     def reload(self, config: Config) -> None:
@@ -53,15 +54,14 @@ class FrontDoor:
         shared = len({key.tenant for key in auth.keys}) > 1
         self.slots.resize(server.max_concurrent, shared=shared)
         self.bodies.resize(BODIES_PER_SLOT * server.max_concurrent, shared=shared)
-        self.body_bytes.resize(max(BODY_BYTES, server.max_body_bytes), shared=shared)
+        self.body_bytes.resize(max(BODY_BYTES, (2 if shared else 1) * server.max_body_bytes), shared=shared)
         self._body_limit = server.max_body_bytes
         self._body_seconds = server.body_deadline_ms / 1000
 
-    def enter(self, headers: Headers) -> Tenant:
-        """The tenant, by its key. Raises `unauthorized`, `rate` or `unsupported-media-type`."""
+    def identify(self, headers: Headers) -> Tenant:
+        """The tenant, by its key; one more of its requests. Raises `unauthorized` or `rate`."""
         tenant = self.keys.tenant(headers)
         self.rates.spend(tenant.name)
-        check_media_type(headers)
         return tenant
 
     async def body(self, receive: Receive, headers: Headers, tenant: str, *, arrived: bool) -> bytes:

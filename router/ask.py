@@ -13,7 +13,7 @@ from router.policy import Rules
 
 
 class TaskRoute(msgspec.Struct, frozen=True):
-    """One task, as loaded; made once at start, and again when its model is replaced."""
+    """One task, as loaded; made at start, and again at every reload."""
 
     info: TaskInfo
     classifier: Classifier

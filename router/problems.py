@@ -26,7 +26,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "overloaded": (429, "Too many requests at once"),
     "cache-unavailable": (503, "The cache can not be looked into"),
     "degraded": (503, "No frontier answer can be had"),
-    "model-failed": (503, "The local model failed on this text"),
+    "model-failed": (503, "The local model failed"),
     "warming": (503, "The model is being loaded"),
     "draining": (503, "The service is shutting down"),
     "deadline": (504, "The deadline passed"),

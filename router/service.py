@@ -19,6 +19,7 @@ from local_model.model import LocalModel
 from providers.chain import Chain
 from router import paths, policy
 from router.admission import FrontDoor, Tenant
+from router.ask import Ask, TaskRoute
 from router.cache import keys
 from router.cache.client import RedisCache
 from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
@@ -26,14 +27,14 @@ from router.cache.types import Cache, NoCache
 from router.config import Config
 from router.config_file import Loaded, ledger_path
 from router.local_tier import LocalTier
-from router.pipeline import Ask, Pipeline, TaskRoute
+from router.pipeline import Pipeline
 from router.problems import ProblemError
 from router.reload import Adopted, taken_over
 from router.reporting import price_table
 from router.siblings import ALONE, Place
 from router.telemetry import Telemetry
 from router.types import ClassifyRequest
-from router.wiring import Purse, config_digest, inspection_notes, make_provider
+from router.wiring import config_digest, inspection_notes, make_provider
 
 log = structlog.get_logger("crossover")
 
@@ -51,7 +52,6 @@ class Service:
         self.state: Literal["warming", "ready", "leaving", "draining", "failed"] = "warming"
         self.started = time.time()
         self.door = FrontDoor(self.config, rates=place.rates)
-        self.keys = self.door.keys
         self.telemetry = Telemetry()
         self.prices = price_table(self.config)
         self.local = LocalTier(place, on_death=self._model_died, on_batch=self.telemetry.batch.observe)
@@ -60,7 +60,6 @@ class Service:
         self.secret = b""  # keys the cache's digests
         self.cache: Cache = NoCache()
         self.ledger: Ledger
-        self.purse: Purse
         self.config_digest = ""  # of the config that is served
         self.chain: Chain
         self._pipeline: Pipeline | None = None
@@ -90,16 +89,15 @@ class Service:
 
         self.secret = await asyncio.to_thread(keys.load_secret, config.cache.secret, paths.state_dir())
         await self._open_cache()
-        self.purse = Purse(self.ledger)
-        self._serve(self.loaded)
         self.chain = Chain(
             [make_provider(name, config) for name in config.providers],
-            ledger=self.purse,
+            ledger=self.ledger,
             prices=self.prices,
             budget_nano=None,
             on_attempt=self._count_attempt,
         )
         stack.push_async_callback(self.chain.close)
+        self._serve(self.loaded)
 
     async def _open_cache(self) -> None:
         """A Redis that can't be had is no reason not to start: /ready says so, and it is tried again."""
@@ -152,7 +150,7 @@ class Service:
             digest=partial(keys.text_digest, self.secret),
             local_deadline_s=self.config.server.local_deadline_ms / 1000,
             store_preview=self.config.cache.store_preview,
-            on_ledger_error=lambda error: self.telemetry.errors.labels(type(error).__name__).inc(),
+            on_ledger_error=lambda _error: self.telemetry.errors.labels("ledger").inc(),
         )
         self.telemetry.queue.set_function(lambda: float(self.model.stats()["waiting"]) if self.model else 0.0)
         gc.freeze()  # what was loaded stays: searching it for garbage again and again stops all threads
@@ -180,7 +178,7 @@ class Service:
         self.loaded, self.config = loaded, loaded.config
         self.config_digest = config_digest(self.secret, self.config)
         self.door.reload(self.config)
-        self.purse.budget_nano = round(self.config.budget_usd * NANO_PER_USD)
+        self.chain.terms.budget_nano = round(self.config.budget_usd * NANO_PER_USD)
         self.telemetry.config_was_loaded(self.config_digest)
         self.telemetry.budget.set(self.config.budget_usd)
 
@@ -231,8 +229,9 @@ class Service:
         if self.state == "draining":
             raise ProblemError("draining", "send this to another replica", retry_after=1.0)
         if self._pipeline is None or self.state == "failed":
-            kind = "model-failed" if self.state == "failed" else "warming"
-            raise ProblemError(kind, "GET /ready says when to come back", retry_after=2.0)
+            if self.state == "failed":
+                raise ProblemError("model-failed", "it died or can't be loaded; the process ends, to be started again")
+            raise ProblemError("warming", "GET /ready says when to come back", retry_after=2.0)
         return self._pipeline
 
     def task(self, name: str | None) -> TaskRoute:

@@ -11,12 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-
-from router.telemetry import WORKER_UP
 
 #: Seconds until a worker that does not answer is told as down.
 PATIENCE_S = 0.5
@@ -86,43 +82,3 @@ class Siblings:
                     writer.write(await asyncio.to_thread(self._answers[what]))
                     await writer.drain()
         writer.close()
-
-
-# metrics -----------------------------------------------------------------------------------------------------------
-
-Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]  # name, help, type, samples
-
-
-def dump(registry: CollectorRegistry) -> bytes:
-    """What a worker measured, for `together`."""
-    return msgspec.msgpack.encode(
-        [
-            (f.name, f.documentation, f.type, [(s.name, s.labels, s.value) for s in f.samples])
-            for f in registry.collect()
-        ]
-    )
-
-
-def together(told: Mapping[int, bytes | None]) -> bytes:
-    """The Prometheus text format, from what each worker dumped. Of several, each sample names its worker."""
-    several = len(told) > 1
-    merged: dict[str, Metric] = {}
-    for number, dumped in told.items():
-        worker = {"worker": str(number)} if several else {}
-        for name, text, kind, samples in [] if dumped is None else msgspec.msgpack.decode(dumped, type=list[Family]):
-            family = merged.setdefault(name, Metric(name, text, kind))
-            for sample, labels, value in samples:
-                family.add_sample(sample, {**labels, **worker}, value)
-    if several:
-        for number, dumped in told.items():
-            merged[WORKER_UP].add_sample(WORKER_UP, {"worker": str(number)}, float(dumped is not None))
-    return generate_latest(_Families(list(merged.values())))
-
-
-class _Families(NamedTuple):
-    """What `generate_latest` takes for a registry."""
-
-    families: list[Metric]
-
-    def collect(self) -> list[Metric]:
-        return self.families

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from cost.types import NANO_PER_USD
 from router.outcome import Outcome
@@ -35,7 +36,9 @@ class Telemetry:
 
         self.requests = counter("requests", "HTTP answers of /v1/classify", "status")
         self.inputs = counter("inputs", "Inputs answered", "task", "source", "degraded")
-        self.errors = counter("errors", "Inputs and requests that got a problem", "type")
+        self.errors = counter(
+            "errors", "Inputs and requests that got a problem, by type; ledger: rows that were not written", "type"
+        )
         self.escalations = counter("escalations", "Inputs that wanted a frontier answer", "task", "outcome")
         self.spend = counter("spend_usd", "Paid calls, in dollars", "provider", "model", "state")
         self.saved = counter("saved_usd", "What cache hits had cost when they were answered first", "task")
@@ -133,6 +136,42 @@ class Telemetry:
         self.config_refused.set(1)
         self.config_reloads.labels("refused").inc()
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+
+# of several workers ---------------------------------------------------------------------------------------------------
+
+Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]  # name, help, type, samples
+
+
+def dump(registry: CollectorRegistry) -> bytes:
+    """What a worker measured, for `together`."""
+    return msgspec.msgpack.encode(
+        [
+            (f.name, f.documentation, f.type, [(s.name, s.labels, s.value) for s in f.samples])
+            for f in registry.collect()
+        ]
+    )
+
+
+def together(told: Mapping[int, bytes | None]) -> bytes:
+    """The Prometheus text format, from what each worker dumped. Of several, each sample names its worker."""
+    several = len(told) > 1
+    merged: dict[str, Metric] = {}
+    for number, dumped in told.items():
+        worker = {"worker": str(number)} if several else {}
+        for name, text, kind, samples in [] if dumped is None else msgspec.msgpack.decode(dumped, type=list[Family]):
+            family = merged.setdefault(name, Metric(name, text, kind))
+            for sample, labels, value in samples:
+                family.add_sample(sample, {**labels, **worker}, value)
+    if several:
+        for number, dumped in told.items():
+            merged[WORKER_UP].add_sample(WORKER_UP, {"worker": str(number)}, float(dumped is not None))
+    return generate_latest(_Families(list(merged.values())))
+
+
+class _Families(NamedTuple):
+    """What `generate_latest` takes for a registry."""
+
+    families: list[Metric]
+
+    def collect(self) -> list[Metric]:
+        return self.families

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cost.ledger import Ledger
-from cost.types import Intent, Outcome
 from local_model.engines import cores
 from local_model.model import LocalModel, ModelSettings, TaskSpec
 from providers.types import Label, Provider
+from router.ask import TaskRoute
 from router.cache import inspect, keys
 from router.config import Config, Hardware
 from router.config_file import Loaded
 from router.paths import head_path, model_source
-from router.pipeline import TaskRoute
 
 #: Of the local deadline: as much work may wait for the local model, so that what is admitted is also answered in time.
 QUEUE_PART = 0.6
@@ -52,20 +50,6 @@ def task_specs(loaded: Loaded) -> list[TaskSpec]:
         head = None if task.head is None else head_path(loaded.path, task.head)
         specs.append(TaskSpec(name=name, head=head, model=model))
     return specs
-
-
-class Purse:
-    """The ledger as paid calls use it, with the day's limit, which a reload changes."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.budget_nano: int | None = None
-
-    async def reserve(self, intent: Intent) -> int:
-        return await self._ledger.reserve(msgspec.structs.replace(intent, budget_nano=self.budget_nano))
-
-    async def settle(self, attempt_id: int, outcome: Outcome) -> None:
-        await self._ledger.settle(attempt_id, outcome)
 
 
 def this_machine(config: Config) -> Hardware | None:

@@ -79,7 +79,7 @@ def cache_router(service: Service) -> Router:
     async def admin_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         """Before the body is read. The media type keeps out what a web page could send without asking."""
         headers = unique_headers(connection.scope["headers"])
-        service.keys.admin(headers)
+        service.door.keys.admin(headers)
         if cast("HTTPScope", connection.scope)["method"] == "POST":
             check_media_type(headers)
 

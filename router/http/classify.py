@@ -62,8 +62,9 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
         try:
             if http["method"] != "POST":
                 raise ProblemError("method-not-allowed", "POST a JSON body")
-            tenant = door.enter(headers)
+            tenant = door.identify(headers)
             fields["tenant"] = tenant.name
+            admission.check_media_type(headers)
             pipeline = service.pipeline
             arrived = BODY_ARRIVED in (http.get("extensions") or ())
             body = await door.body(receive, headers, tenant.name, arrived=arrived)
@@ -76,18 +77,19 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             finally:
                 door.slots.leave(tenant.name)
             total_us = (time.perf_counter_ns() - started_ns) // 1000
+            service.telemetry.answered(ask.task.info.name, outcomes, total_us / 1e6)
             results = [outcome.to_wire(o, total_us=total_us, top_k=request.top_k) for o in outcomes]
             if isinstance(results[0], Failed) and all(isinstance(result, Failed) for result in results):
                 raise_whole(results[0])
             status, payload = 200, _encode(ClassifyResponse(request_id, ask.task.info.name, results))
             media_type = b"application/json"
-            service.telemetry.answered(ask.task.info.name, outcomes, total_us / 1e6)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a problem, never a dropped connection
             problem = as_problem(error)
             status, payload, media_type = problem.status, _encode(problem.problem()), MEDIA_TYPE.encode()
             more = [(name.lower().encode(), value.encode()) for name, value in problem_headers(problem).items()]
             fields["problem"] = problem.kind
-            service.telemetry.errors.labels(problem.kind).inc()
+            if not outcomes or problem.kind == "internal":  # else each input's was counted
+                service.telemetry.errors.labels(problem.kind).inc()
         shown_id = request_id.encode()
         callers_id = headers.get(b"x-request-id")
         if callers_id is not None and CALLERS_ID.fullmatch(callers_id):

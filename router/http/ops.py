@@ -19,7 +19,8 @@ from router.http.errors import MEDIA_TYPE
 from router.problems import TABLE, ProblemError
 from router.reporting import report_page
 from router.service import Service
-from router.siblings import Siblings, dump, together
+from router.siblings import Siblings
+from router.telemetry import dump, together
 from router.types import Problem
 
 #: Label of `crossover_gpu_memory_bytes` -> key in the model's status.
@@ -64,9 +65,9 @@ def ops_router(service: Service, siblings: Siblings) -> Router:
         text = await asyncio.to_thread(together, await siblings.ask("metrics"))
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    @get("/v1/tasks", sync_to_thread=False, responses=problems(401), summary="The tasks and their labels")
+    @get("/v1/tasks", sync_to_thread=False, responses=problems(401, 429), summary="The tasks and their labels")
     def tasks(request: Request[Any, Any, Any]) -> list[dict[str, Any]]:
-        service.keys.tenant(_headers(request))
+        service.door.identify(_headers(request))
         return [
             {"name": name, "model": route.info.model, "labels": [label.name for label in route.labels]}
             for name, route in service.tasks.items()
@@ -74,11 +75,11 @@ def ops_router(service: Service, siblings: Siblings) -> Router:
 
     @get(
         "/v1/status",
-        responses=problems(401),
+        responses=problems(401, 429),
         summary="Model, thresholds, cache, providers, budget",
     )
     async def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        service.keys.tenant(_headers(request))
+        service.door.identify(_headers(request))
         told = await siblings.ask("status")
         workers: dict[int, Any] = {
             n: None if answer is None else msgspec.json.decode(answer) for n, answer in told.items()
@@ -94,7 +95,7 @@ def ops_router(service: Service, siblings: Siblings) -> Router:
         summary="The crossover report as a page; `volume` is requests a month",
     )
     def report(request: Request[Any, Any, Any], volume: Annotated[int, QueryParameter(ge=0)] = 0) -> Response[str]:
-        service.keys.admin(_headers(request))
+        service.door.keys.admin(_headers(request))
         html = report_page(service.config, service.ledger_path, volume or None)
         return Response(html, media_type="text/html")
 

@@ -13,10 +13,11 @@ from cost.fake import MemoryLedger
 from local_model.fake import KeywordClassifier
 from providers.types import Caller, FrontierAnswer, FrontierUnavailable, Label, Question
 from router import policy
+from router.ask import Ask, TaskRoute
 from router.cache.fake import MemoryCache
 from router.config import Policy
 from router.outcome import Outcome
-from router.pipeline import Ask, Pipeline, TaskRoute
+from router.pipeline import Pipeline
 
 LABELS = {"lost": ["lost"], "arrival": ["arrive"], "fee": ["fee"]}
 

@@ -123,37 +123,44 @@ def test_all_keys_of_a_tenant_share_its_rate_and_others_have_their_own() -> None
     """The limit is the tenant's; a tenant without one has none."""
     limits = {"a": Limit(0.01, 2), "b": Limit(0.01, 3)}
     entrance = door(limits=limits)
-    entrance.enter(headers("a1"))
-    entrance.enter(headers("a2"))
-    assert refusal(entrance.enter, headers("a1")).kind == "rate"
+    entrance.identify(headers("a1"))
+    entrance.identify(headers("a2"))
+    assert refusal(entrance.identify, headers("a1")).kind == "rate"
     for _ in range(3):
-        entrance.enter(headers("b1"))
-    assert refusal(entrance.enter, headers("b1")).kind == "rate"
+        entrance.identify(headers("b1"))
+    assert refusal(entrance.identify, headers("b1")).kind == "rate"
     free = door(limits={"a": limits["a"]})
     for _ in range(100):
-        free.enter(headers("b1"))
+        free.identify(headers("b1"))
 
 
-def test_a_wrong_key_or_type_is_told_before_or_after_the_rate_is_spent() -> None:
-    """A wrong key spends nobody's rate; who may come in spends it whatever is sent."""
+def test_a_wrong_key_spends_nobodys_rate() -> None:
     entrance = door(limits={"a": Limit(0.01, 1)})
-    assert refusal(entrance.enter, headers("wrong")).kind == "unauthorized"
-    assert refusal(entrance.enter, headers("a1", content_type=b"text/plain")).kind == "unsupported-media-type"
-    assert refusal(entrance.enter, headers("a1", content_type=b"text/plain")).kind == "rate"
+    assert refusal(entrance.identify, headers("wrong")).kind == "unauthorized"
+    entrance.identify(headers("a1"))
+    assert refusal(entrance.identify, headers("a1")).kind == "rate"
+
+
+def test_the_largest_body_fits_a_tenants_share() -> None:
+    """Half of the room for bodies must hold one, or it would be refused for ever."""
+    entrance = door(max_body_bytes=64 * 1024 * 1024)
+    entrance.body_bytes.take("a", 64 * 1024 * 1024)
+    assert refusal(entrance.body_bytes.take, "a").kind == "overloaded"
+    entrance.body_bytes.take("b")
 
 
 def test_a_reload_changes_keys_rates_and_places_and_keeps_what_was_spent() -> None:
     """A revoked key is out at once; a limit that stays is not filled up; a slot that is taken stays taken."""
     entrance = door(limits={"a": Limit(0.01, 1), "b": Limit(0.01, 1)}, max_concurrent=4)
-    entrance.enter(headers("a1"))
+    entrance.identify(headers("a1"))
     entrance.slots.take("b")
     auth = Auth(
         keys=(Key("a", hashed("a1")), Key("b", hashed("new"))), limits={"a": Limit(0.01, 1), "b": Limit(0.01, 2)}
     )
     entrance.reload(Config(auth=auth, server=Server(max_concurrent=2)))
-    assert refusal(entrance.enter, headers("a2")).kind == "unauthorized"
-    assert refusal(entrance.enter, headers("a1")).kind == "rate"
-    entrance.enter(headers("new"))
+    assert refusal(entrance.identify, headers("a2")).kind == "unauthorized"
+    assert refusal(entrance.identify, headers("a1")).kind == "rate"
+    entrance.identify(headers("new"))
     assert refusal(entrance.slots.take, "b").kind == "overloaded"
     entrance.slots.take("a")
     entrance.slots.leave("b")

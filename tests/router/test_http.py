@@ -498,6 +498,8 @@ def test_gpu_memory_and_utilization_reach_the_metrics() -> None:
     """From the model's status, under the names that dashboard and alerts use."""
     from types import SimpleNamespace
 
+    from prometheus_client import generate_latest
+
     from router.http.ops import update_gauges
     from router.telemetry import Telemetry
 
@@ -514,7 +516,7 @@ def test_gpu_memory_and_utilization_reach_the_metrics() -> None:
     }
     model = SimpleNamespace(status=lambda: {"waiting_tokens": 3, "encoders": [encoder]})
     update_gauges(SimpleNamespace(telemetry=telemetry, model=model, chain=SimpleNamespace(status=list)))
-    text = telemetry.exposition().decode()
+    text = generate_latest(telemetry.registry).decode()
     for kind, value in (("used", 4.0), ("total", 8.0), ("allocated", 2.0), ("reserved", 3.0)):
         assert f'crossover_gpu_memory_bytes{{kind="{kind}"}} {value}' in text
     assert "crossover_gpu_utilization_ratio 0.5" in text

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from cost.ledger import Ledger
 from local_model.types import EngineFailed, NotFinite
@@ -441,7 +442,7 @@ def test_hits_misses_and_coalesced_are_counted_apart(bench: Any) -> None:
         answers.append(await b.ask(UNSURE))
         for outcomes in answers:
             telemetry.answered("t", outcomes, 0.001)
-        lines = telemetry.exposition().decode().splitlines()
+        lines = generate_latest(telemetry.registry).decode().splitlines()
         counted = {
             line.split(" ")[0][len("crossover_") :]: float(line.split(" ")[1]) for line in lines if "#" not in line
         }
