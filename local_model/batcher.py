@@ -34,7 +34,8 @@ OnBatch = Callable[[int], None]
 
 
 class Batcher:
-    """`start`, `admit`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of its own.
+    """`start`, `limit`, `admit`, `submit` and `close` belong to the event loop; `run` is called on `threads` threads of
+    its own.
 
     `claim`: how many batches a thread takes at once while many wait: a forward each, but one call of `run` and one
     delivery. Who leaves after the claim is computed all the same.
@@ -92,6 +93,11 @@ class Batcher:
                     raise
                 self._sweep(now)
                 self._scheduler.admit(tenant, tokens)
+
+    def limit(self, queue_s: float, queue_tokens: int, tenant_share: float) -> None:
+        """See `Scheduler`: how much may wait from now on."""
+        with self._wake:
+            self._scheduler.limit(queue_s, queue_tokens, tenant_share)
 
     def submit(
         self,
@@ -220,16 +226,24 @@ class Batcher:
         had not to wait, that is `since`."""
         scheduler = self._scheduler
         enough = self._threads * self._claim * scheduler.max_items
+        flow: tuple[str, bool] | None = None
         with self._wake:
             while self._death is None:
                 now = self._clock()
                 batches: list[list[Job]] = []
                 seconds = 0.0  # that they will take
-                # Another one only while every thread could fill as many: else it is bound too early, and others idle.
-                while not batches or (len(batches) < self._claim and len(scheduler) > enough and seconds < CLAIM_S):
+                # Another one only while every thread could fill as many (else it is bound too early, and others idle),
+                # and of the same flow: the answers come together, and nobody shall wait for a flood's.
+                while not batches or (
+                    len(batches) < self._claim
+                    and len(scheduler) > enough
+                    and seconds < CLAIM_S
+                    and scheduler.next_flow == flow
+                ):
                     if not (batch := scheduler.form(now, closing=self._closing)):
                         break
                     batches.append(batch)
+                    flow = batch[0].tenant, batch[0].bulk
                     seconds += sum(job.tokens for job in batch) * scheduler.seconds_per_token * self._threads
                 self._tell_expired()
                 if batches:

@@ -120,6 +120,11 @@ class LocalModel:
         for station in self._stations:
             station.start(loop)
 
+    def limit(self, settings: ModelSettings) -> None:
+        """How much may wait from now on, per encoder; `settings` is like those that it was loaded with."""
+        for station in self._stations:
+            station.limit(settings)
+
     def close(self, timeout: float = 10.0) -> None:
         """Finish what was admitted, for at most `timeout` seconds per encoder, and stop the threads. Blocks.
 

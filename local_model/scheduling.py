@@ -68,9 +68,7 @@ class Scheduler:
     ) -> None:
         self.max_items = max_items
         self.budget = self._most_tokens = max_tokens
-        self._queue_s = queue_s
-        self._queue_tokens = queue_tokens
-        self._tenant_share = tenant_share
+        self.limit(queue_s, queue_tokens, tenant_share)
         self._linger_s = linger_s
         self._hold = hold
         self.seconds_per_token = 1e-4  # of the whole engine, until it is measured
@@ -89,6 +87,12 @@ class Scheduler:
         return len(self._order)
 
     # --- who may come in
+
+    def limit(self, queue_s: float, queue_tokens: int, tenant_share: float) -> None:
+        """From now on; who waits already goes on waiting."""
+        self._queue_s = queue_s
+        self._queue_tokens = queue_tokens
+        self._tenant_share = tenant_share
 
     @property
     def most_waiting(self) -> float:
@@ -165,6 +169,11 @@ class Scheduler:
         for job in batch:
             self._account(job.tenant, -job.tokens)
         return batch
+
+    @property
+    def next_flow(self) -> tuple[str, bool] | None:
+        """Whose turn it is: tenant and class."""
+        return (self._order[0][2].tenant, self._order[0][2].bulk) if self._order else None
 
     def due(self) -> float | None:
         """When `form` will give something if nothing more comes, as far as it is held back; None: not at all."""

@@ -73,6 +73,12 @@ class ModelSettings(msgspec.Struct, frozen=True):
     tenant_share: float = 1.0  # of what may wait
     max_tokens: int | None = None  # None: what the model was made for
 
+    def is_like(self, other: ModelSettings) -> bool:
+        """Whether what was loaded with one does for the other: how much may wait can be changed (`Station.limit`)."""
+        return self == msgspec.structs.replace(
+            other, queue_s=self.queue_s, queue_tokens=self.queue_tokens, tenant_share=self.tenant_share
+        )
+
 
 class Station:
     """Life: `__init__` (blocks, raises LoadError) → `warm` (blocks) → `start` → … → `close`."""
@@ -161,6 +167,10 @@ class Station:
             self._loop = loop
             self.batcher.start(loop)
 
+    def limit(self, settings: ModelSettings) -> None:
+        """Take over how much may wait, and nothing else."""
+        self.batcher.limit(settings.queue_s, settings.queue_tokens, settings.tenant_share)
+
     def close(self, timeout: float = 10.0) -> None:
         """One owner less: the last one's call finishes what was admitted, for at most `timeout` seconds. Blocks."""
         with self._owning:
@@ -246,7 +256,7 @@ class Station:
 
     def would_serve(self, settings: ModelSettings, encoder: Encoder, heads: Sequence[Path]) -> bool:
         """Whether a new station for the same would be like this one: the heads have a say in the engine."""
-        if settings != self.settings or encoder.digest != self.encoder.digest:
+        if not settings.is_like(self.settings) or encoder.digest != self.encoder.digest:
             return False
         if not heads:
             return True

@@ -1,4 +1,4 @@
-"""The configuration: one frozen object, read whole at start. `crossover.toml` explains every key.
+"""The configuration: one frozen object, read whole at start and at reload. `crossover.toml` explains every key.
 
 Environment variables override the file: `CROSSOVER_CACHE__URL=redis://...` sets `url` in `[cache]`.
 `router.config_file` reads and checks; this module only says what there is, with units, defaults and bounds.

@@ -18,9 +18,9 @@ from local_model.encoder import find
 from local_model.model import LocalModel, ModelSettings, TaskSpec
 from local_model.types import LoadError
 from router import paths
+from router.ask import TaskRoute
 from router.config import Config, Hardware
 from router.config_file import Loaded
-from router.pipeline import TaskRoute
 from router.siblings import Place
 from router.wiring import model_settings, task_route, task_specs, this_machine
 
@@ -64,6 +64,7 @@ class LocalTier:
                 await asyncio.to_thread(model.close)
             raise
         self.tasks = tasks
+        model.limit(wanted.settings)
         if model is old:
             return
         model.on_death(self._on_death)
@@ -129,10 +130,8 @@ class Wanted(NamedTuple):
     files: list[tuple[str, int, int]]  # of heads and of models in folders: path, time of change, size
 
     def is_like(self, other: Wanted) -> bool:
-        """Whether a model that was loaded from one would do for both. A second tenant, who would get but a share of its
-        queue, is no reason to load it anew."""
-        share = self.settings.tenant_share
-        return self == other._replace(settings=msgspec.structs.replace(other.settings, tenant_share=share))
+        """Whether a model that was loaded from one would do for both."""
+        return self.settings.is_like(other.settings) and self == other._replace(settings=self.settings)
 
 
 def _wanted(loaded: Loaded, place: Place) -> Wanted:

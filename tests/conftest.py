@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ PROVIDER_KEYS = {
 }
 #: Of a text, what is looked for; a shorter one, or one of fewer different letters, is too common to be recognized.
 SHORTEST, LOOKED_FOR, LETTERS = 12, 40, 6
+#: Different texts of one service that are looked for: those of a long load are alike.
+MOST_TEXTS = 500
 
 
 @pytest.fixture(autouse=True)
@@ -94,21 +97,49 @@ def found_in(places: Mapping[str, bytes], canaries: Iterable[str]) -> list[str]:
     ]
 
 
-def held_by_redis(state: Path) -> bytes:
-    """Every key and value of the embedded Redis, uncompressed (its files are not); nothing if it does not answer."""
+def held_by_redis(url: str) -> bytes:
+    """Every key and value, uncompressed (its files are not); nothing if it does not answer."""
     import redis
-
-    from router.cache.embedded import EmbeddedRedis
 
     held: list[Any] = []
     try:
-        with redis.Redis(unix_socket_path=str(EmbeddedRedis(state, 16).socket), socket_timeout=2) as client:
+        with redis.Redis.from_url(url, socket_timeout=2) as client:
             for key in client.scan_iter(count=1000):
                 kind = client.type(key)
                 held += [key, client.hgetall(key) if kind == b"hash" else client.get(key)]
-    except redis.RedisError:
+    except (redis.ConnectionError, redis.TimeoutError):
         pass
     return b"".join(item if isinstance(item, bytes) else repr(item).encode() for item in held)
+
+
+@contextlib.contextmanager
+def overheard(services: Sequence[Served]) -> Iterator[None]:
+    """Whatever is sent with httpx meanwhile, by any client of the tests, is told to the service that it goes to."""
+    send, send_async = httpx.Client.send, httpx.AsyncClient.send
+
+    def to(request: httpx.Request) -> list[Served]:
+        return [service for service in services if str(request.url).startswith(f"{service.url}/")]
+
+    def heard(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        for service in (listening := to(request)):
+            service.overhear(request)
+        response = send(client, request, **options)
+        for service in listening:
+            service.overhear_answer(response)
+        return response
+
+    async def heard_async(client: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+        for service in (listening := to(request)):
+            service.overhear(request)
+        response = await send_async(client, request, **options)
+        for service in listening:
+            service.overhear_answer(response)
+        return response
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx.Client, "send", heard)
+        patch.setattr(httpx.AsyncClient, "send", heard_async)
+        yield
 
 
 class Served(Process):
@@ -123,43 +154,70 @@ class Served(Process):
         self.wait_for(lambda: "listening on " in self.output)
         self.url = self.output.split("listening on ")[1].split()[0]
         self.wait_for(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
-        self.client = httpx.Client(base_url=self.url, timeout=30, event_hooks={"response": [self._overhear]})
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+        found = re.search(r'^url = "(.*)"', config, re.MULTILINE)
+        self.cache_url = found[1] if found else "embedded"
         #: What must be nowhere but where it belongs: all that was sent.
         self.texts: set[str] = set()
+        self.keys: set[str] = set()
         self.secrets = {*PROVIDER_KEYS.values(), *re.findall(r"\b[0-9a-f]{64}\b", config)}
         self.said: list[str] = []  # secrets that stood in a response
 
-    def _overhear(self, response: httpx.Response) -> None:
-        headers = response.request.headers
-        for value in (headers.get("x-api-key", ""), headers.get("authorization", "").rpartition(" ")[2]):
-            if len(value) >= SHORTEST:
-                self.secrets.add(value)
-        body = response.read() + repr(response.headers.raw).encode()
+    def overhear(self, request: httpx.Request) -> None:
+        """Its keys and texts."""
+        headers = request.headers
+        self.keys |= {headers.get("x-api-key", ""), headers.get("authorization", "").rpartition(" ")[2]}
+        self.secrets |= {key for key in self.keys if len(key) >= SHORTEST}
+        with contextlib.suppress(ValueError, RecursionError, httpx.RequestNotRead):  # not JSON, or sent bit by bit
+            body = json.loads(request.content)
+            for sent in [body.get("input"), body.get("text")] if isinstance(body, dict) else []:
+                new = [text for text in (sent if isinstance(sent, list) else [sent]) if isinstance(text, str)]
+                self.texts.update(new[: MOST_TEXTS - len(self.texts)])
+
+    def overhear_answer(self, response: httpx.Response) -> None:
+        """No key has anything to look for in it."""
+        body = response.read() if response.is_closed else b""  # a stream is the test's own
+        body += repr(response.headers.raw).encode()
         self.said += found_in({f"the response of {response.request.url.path}": body}, self.secrets)
+
+    def _status_page(self) -> bytes | None:
+        """As the first of those sees it who were let in; None if there were such keys, and it is shown to none."""
+        tenants = set(re.findall(r'^sha256 = "([0-9a-f]{64})"', self.config.read_text(), re.MULTILINE))
+        good = [key for key in self.keys if hashlib.sha256(key.encode()).hexdigest() in tenants]
+        for key in good or [""]:
+            with contextlib.suppress(httpx.HTTPError):
+                reply = httpx.get(f"{self.url}/v1/status", headers={"x-api-key": key})
+                if reply.status_code == 200:
+                    return reply.content
+        return None if good else b""
 
     def leaks(self, more: Iterable[str] = ()) -> list[str]:
         """Where a text or a secret of this service stands that should not; `more` is looked for as well. Looks into
-        its log, every file of its state folder, every value in its Redis, metrics and status."""
+        its log, every file of its state folder, every value in its Redis, metrics and status. And whether it could look
+        at the status."""
+        found: list[str] = []
         places = {"the log": self.log.read_bytes()}
         for path in self.state.rglob("*"):
             if path.is_file() and path.name != "cache.secret":
                 with contextlib.suppress(FileNotFoundError):  # a draft, or a journal that is done with
                     places[f"the file {path.relative_to(self.state)}"] = path.read_bytes()
         if self.process.poll() is None:
-            headers = {"x-api-key": next((key for key in self.secrets if key not in PROVIDER_KEYS.values()), "")}
-            for path in ("/metrics", "/v1/status", "/ready"):
+            for path in ("/metrics", "/ready"):
                 with contextlib.suppress(httpx.HTTPError):
-                    places[path] = httpx.get(f"{self.url}{path}", headers=headers).content
-            places["Redis"] = held_by_redis(self.state)
+                    places[path] = httpx.get(f"{self.url}{path}").content
+            if (status := self._status_page()) is None:
+                found.append("none of the tenants' keys that were sent opens /v1/status: it was not searched")
+            places["/v1/status"] = status or b""
+            if self.cache_url != "off":
+                places["Redis"] = held_by_redis(self.redis_url)
         secret = self.state / "cache.secret"
-        found = found_in(places, {*self.secrets, *more, *([secret.read_text()] if secret.exists() else [])})
+        found += found_in(places, {*self.secrets, *more, *([secret.read_text()] if secret.exists() else [])})
         if "store_preview = true" in self.config.read_text():  # then Redis may have texts
             places = {name: data for name, data in places.items() if name != "Redis" and "redis/" not in name}
         texts = {text.strip()[:LOOKED_FOR] for text in self.texts}
         return self.said + found + found_in(places, {t for t in texts if len(t) >= SHORTEST and len(set(t)) >= LETTERS})
 
     def classify(self, text: str | list[str], headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
-        self.texts |= {text} if isinstance(text, str) else set(text)
         return self.client.post("/v1/classify", json={"input": text, **body}, headers=headers)
 
     def answer(self, text: str, **body: Any) -> dict[str, Any]:
@@ -168,6 +226,13 @@ class Served(Process):
         assert response.status_code == 200, response.text
         (result,) = response.json()["results"]
         return result
+
+    @property
+    def redis_url(self) -> str:
+        """Of the Redis that it uses."""
+        from router.cache.embedded import EmbeddedRedis
+
+        return EmbeddedRedis(self.state, 16).url if self.cache_url == "embedded" else self.cache_url
 
     @property
     def redis(self) -> psutil.Process:
@@ -195,7 +260,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
         started.append(service)
         return service
 
-    yield start
+    with overheard(started):
+        yield start
     leaks = [leak for service in started for leak in service.leaks()]
     with contextlib.ExitStack() as ending:  # one that does not end keeps no other from it
         for service in started:

@@ -51,7 +51,9 @@ class Child:
             self.writer.write(pack(message))
 
     async def adopt(self, loaded: Loaded) -> Adopted:
-        """Raises RefusedError."""
+        """Raises RefusedError. One at a time."""
+        if not self.open:  # its end was the last reply
+            raise RefusedError("the worker is gone")
         self.tell(Adopt(loaded))
         reply = await self._replies.get()
         if isinstance(reply, Refused):
@@ -210,13 +212,17 @@ class Workers:
 
     async def _catch_up(self, child: Child) -> None:
         async with self._adopting:
-            await self._follow_suit(child)
+            if child.open and child.loaded is not self._loaded:
+                await self._follow_suit(child)
 
     async def _follow_suit(self, child: Child) -> None:
+        """Who can't, leaves, and is replaced by one that begins with it: a key that was taken out is good nowhere."""
         try:
             await child.adopt(self._loaded)
-        except RefusedError as error:  # /v1/status shows that it serves another config
-            log.error("reload_failed", worker=child.place.number, error=str(error))  # noqa: TRY400
+        except RefusedError as error:
+            log.error("reload_failed", worker=child.place.number, error=str(error), then="replaced")  # noqa: TRY400
+            child.open = False
+            child.process.terminate()
 
     def _refused(self) -> None:
         for child in self._open_children():

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypedDict, cast
 
@@ -88,6 +89,9 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             status, payload, media_type = problem.status, _encode(problem.problem()), MEDIA_TYPE.encode()
             more = [(name.lower().encode(), value.encode()) for name, value in problem_headers(problem).items()]
             fields["problem"] = problem.kind
+            if problem.kind in admission.HELD:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(admission.HOLD_S)
             if not outcomes or problem.kind == "internal":  # else each input's was counted
                 service.telemetry.errors.labels(problem.kind).inc()
         shown_id = request_id.encode()

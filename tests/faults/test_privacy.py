@@ -6,9 +6,11 @@ search finds what there is to find, and what happens to texts that somebody aske
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -100,11 +102,59 @@ def test_a_text_that_leaks_is_found(service: Any, place: str) -> None:
     assert service.leaks() == []
 
 
+@pytest.mark.parametrize("way", ["classify", "client", "httpx", "load", "inspection"])
+def test_a_text_is_looked_for_however_it_was_sent(service: Any, load: Any, way: str) -> None:
+    text = f"whom I owe what I sent by way of {way}"
+    if way == "classify":
+        service.classify([text])
+    elif way == "client":
+        service.client.post("/v1/classify", json={"input": text})
+    elif way == "httpx":
+        httpx.post(f"{service.url}/v1/classify", json={"input": text})
+    elif way == "load":
+        asyncio.run(load(service.url, [text], workers=1).run(lambda running: running.answered(1)))
+    else:
+        service.client.post("/v1/cache/entry", json={"text": text})
+    assert service.leaks() == []
+    leak = service.state / "leak.log"
+    leak.write_text(text)
+    (found,) = service.leaks()
+    leak.unlink()
+    assert found == f"{text[:40]!r} stands in the file leak.log"
+
+
+def test_the_redis_of_somebody_else_is_searched_too(
+    serve: Callable[..., Any], banking: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The one that the service uses."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("elsewhere"), 16) as server:
+        service = serve(f'{banking}[cache]\nurl = "{server.url}"\n')
+        text = "please do not tell anybody elsewhere"
+        service.answer(text)
+        assert service.leaks() == []
+        with redis.Redis.from_url(server.url) as client:
+            client.set("co:leak", text)
+            assert service.leaks() == [f"{text!r} stands in Redis"]
+            client.unlink("co:leak")
+
+
+def test_the_status_is_searched_where_there_are_keys(keeping: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tenant's, among those that open nothing; that it could not be searched is a finding."""
+    for key in ("key-of-a-stranger-CANARY", KEYS["admin"], ""):
+        assert keeping.client.get("/v1/status", headers={"x-api-key": key}).status_code == 401
+    assert "'banking' stands in /v1/status" in keeping.leaks(["banking"])
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        monkeypatch.setattr(keeping, "url", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    (found,) = keeping.leaks()
+    assert "/v1/status" in found
+
+
 def test_a_key_in_a_response_is_found(service: Any) -> None:
     """The caller's own, and a provider's."""
     for secret in ("a-callers-own-key", "sk-ant-CANARY-of-anthropic-0123456789"):
         request = httpx.Request("GET", service.url, headers={"x-api-key": "a-callers-own-key"})
-        service._overhear(httpx.Response(200, request=request, content=f"<p>{secret}</p>".encode()))
+        service.overhear(request)
+        service.overhear_answer(httpx.Response(200, request=request, content=f"<p>{secret}</p>".encode()))
         (found,) = service.leaks()
         assert secret in found
         service.said.clear()

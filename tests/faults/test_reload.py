@@ -6,18 +6,28 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
+
+from local_model.types import QueueFull
+from router.config_file import load as load_config
+from router.local_tier import LocalTier
+from router.siblings import ALONE
 
 UNSURE = ["hmm", "hello there", "what about tuesday", "is it raining", "thanks", "blue or green"]
 
 
 def key(name: str) -> str:
-    return f'[[auth.keys]]\ntenant = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n'
+    """Of the tenant: "a-key-that-" and its name."""
+    digest = hashlib.sha256(f"a-key-that-{name}".encode()).hexdigest()
+    return f'[[auth.keys]]\ntenant = "{name}"\nsha256 = "{digest}"\n'
 
 
 def calls(frontier: Any) -> int:
@@ -31,11 +41,11 @@ def test_a_key_that_is_taken_out_of_the_file_is_refused_without_a_restart(
     frontier = simulate("--latency-ms", "3000")
     config = with_frontier(frontier.url)
     service = serve(config + key("stays") + key("goes"))
-    assert service.classify("I lost my card", headers={"x-api-key": "goes"}).status_code == 200
+    assert service.classify("I lost my card", headers={"x-api-key": "a-key-that-goes"}).status_code == 200
 
     async def main() -> httpx.Response:
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
-            headers = {"x-api-key": "goes"}
+            headers = {"x-api-key": "a-key-that-goes"}
             asking = asyncio.create_task(client.post("/v1/classify", json={"input": "hmm"}, headers=headers))
             while not await asyncio.to_thread(calls, frontier):
                 await asyncio.sleep(0.01)
@@ -48,8 +58,8 @@ def test_a_key_that_is_taken_out_of_the_file_is_refused_without_a_restart(
 
     answer = asyncio.run(main())
     assert answer.json()["results"][0]["source"] == "frontier"
-    assert service.classify("I lost my card", headers={"x-api-key": "goes"}).status_code == 401
-    assert service.classify("I lost my card", headers={"x-api-key": "stays"}).status_code == 200
+    assert service.classify("I lost my card", headers={"x-api-key": "a-key-that-goes"}).status_code == 401
+    assert service.classify("I lost my card", headers={"x-api-key": "a-key-that-stays"}).status_code == 200
 
 
 def test_a_threshold_reload_keeps_every_answer_that_was_paid_for(
@@ -145,3 +155,59 @@ def test_every_worker_takes_a_new_config_over_and_so_does_one_that_comes_later(
     service.wait_for(lambda: all_serve(after) and victim not in {one["pid"] for one in told()})
     lines = httpx.get(f"{service.url}/metrics").text.splitlines()
     assert 'crossover_config_refused{worker="0"} 1.0' in lines
+
+
+def test_half_of_the_queue_is_a_tenants_as_soon_as_there_are_two(tmp_path: Path) -> None:
+    """And all of it when there is one again. The model is not loaded anew for it; nor for another head at that time."""
+    head = tmp_path / "head"
+    shutil.copytree(Path(__file__).resolve().parents[2] / "local_model" / "heads" / "banking77", head)
+    path = tmp_path / "crossover.toml"
+    long = ["word " * 250] * 100
+
+    async def main() -> None:
+        tier = LocalTier(ALONE, on_death=lambda _: None, on_batch=lambda _: None)
+
+        async def load(*tenants: str, tokens: int = 40_000) -> None:
+            text = f'[tasks.t]\nhead = "{head}"\n[model]\nqueue_tokens = {tokens}\n'
+            path.write_text(text + "".join(key(name) for name in tenants))
+            await tier.load(load_config(path, {}), secret=b"s" * 32, chain="")
+
+        async def ask(*sizes: int) -> None:
+            """So many long texts of one tenant, at once; none of them waits any more afterwards."""
+            assert tier.model is not None
+            waiting = []
+            try:
+                for size in sizes:
+                    waiting += tier.model.submit("t", long[:size], truncate=True, deadline=None, tenant="one")
+            finally:
+                for future in waiting:
+                    future.cancel()
+                while tier.model.stats()["waiting_tokens"]:
+                    await asyncio.sleep(0)
+
+        try:
+            await load("one")
+            first = tier.model
+            await ask(100, 40)
+            await load("one", "two")
+            assert tier.model is first
+            await ask(60)
+            with pytest.raises(QueueFull):
+                await ask(100, 40)
+            await load("one", tokens=20_000)
+            assert tier.model is first
+            with pytest.raises(QueueFull):
+                await ask(60, 40)
+            await load("one")
+            await ask(100, 40)
+            os.utime(head / "manifest.json", (1, 1))
+            await load("one", "two")
+            assert tier.model is not first
+            await asyncio.gather(*tier._retiring)
+            assert first.healthy, "its encoder serves on"
+            with pytest.raises(QueueFull):
+                await ask(100, 40)
+        finally:
+            await tier.close()
+
+    asyncio.run(main())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
+import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,11 @@ import pytest
 from local_model.engines import cores
 from local_model.types import LoadError
 from router import local_tier
+from router.cli.worker import Adopt, Begin, Opened, Took, pack, receive
+from router.cli.workers import Child, Workers
+from router.config_file import Loaded
 from router.config_file import load as load_config
+from router.reload import Adopted, RefusedError
 from router.siblings import Place
 from router.wiring import model_settings, task_specs
 
@@ -278,3 +285,106 @@ def test_a_worker_that_stands_still_is_replaced(serve: Callable[..., Any], banki
     service.wait_for(replaced)
     assert '"event":"worker_stalled"' in service.output
     assert service.stop() == 0
+
+
+# a reload that goes wrong in one of them ------------------------------------------------------------------------------
+
+
+def key(name: str) -> str:
+    """Of the tenant: "a-key-that-" and its name."""
+    digest = hashlib.sha256(f"a-key-that-{name}".encode()).hexdigest()
+    return f'[[auth.keys]]\ntenant = "{name}"\nsha256 = "{digest}"\n'
+
+
+def test_a_worker_that_can_not_take_a_config_over_is_replaced(serve: Callable[..., Any], banking: str) -> None:
+    """Or a key that was taken out would be good there for ever, while the log says `reloaded`."""
+    service = serve(banking + key("stays") + key("goes"), "--workers", "2")
+
+    def served() -> list[dict[str, Any]]:
+        """By both of them, once they are ready."""
+        reply = httpx.get(f"{service.url}/v1/status", headers={"x-api-key": "a-key-that-stays"}, timeout=10)
+        workers = reply.json().get("workers", [])
+        return workers if [each.get("state") for each in workers] == ["ready", "ready"] else []
+
+    before = service.wait_for(served)
+    usual = resource.prlimit(before[1]["pid"], resource.RLIMIT_NOFILE)
+    resource.prlimit(before[1]["pid"], resource.RLIMIT_NOFILE, (3, usual[1]))  # it can open nothing more
+    service.config.write_text(banking + key("stays"))
+    service.wait_for(lambda: '"event":"reloaded"' in service.output)
+    assert '"event":"reload_failed","level":"error"' in service.output.replace('"worker":1,', "")
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(before[1]["pid"], resource.RLIMIT_NOFILE, usual)
+
+    def replaced() -> Any:
+        after = served()
+        return after if after and after[1]["pid"] != before[1]["pid"] else None
+
+    after = service.wait_for(replaced)
+    assert after[0]["pid"] == before[0]["pid"]
+    assert {each["config"] for each in after} == {after[0]["config"]} != {before[0]["config"]}
+    for _ in range(20):  # a connection each: the kernel spreads them
+        reply = httpx.get(f"{service.url}/v1/tasks", headers={"x-api-key": "a-key-that-goes"})
+        assert reply.status_code == 401
+
+
+@contextlib.asynccontextmanager
+async def played(workers: Workers, loaded: Loaded) -> AsyncIterator[tuple[Child, Any, Any]]:
+    """A child of `workers` that serves `loaded`, and both ends of the worker's side, which the test plays."""
+    mine, theirs = socket.socketpair()
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:  # noqa: ASYNC220 - it ends at once
+        child = Child(process, Place(0, 2), loaded)
+        attended = asyncio.create_task(child.attend(mine, 0, workers._has_opened))
+        reader, writer = await asyncio.open_unix_connection(sock=theirs)
+        try:
+            assert isinstance(await receive(reader), Begin)
+            async with workers._adopting:  # the others are being told of a new config, while this one opens
+                writer.write(pack(Opened()))
+                while not child.open:
+                    await asyncio.sleep(0)
+                yield child, reader, writer
+            async with asyncio.timeout(10):
+                await asyncio.gather(*workers._catching_up)
+        finally:
+            writer.close()
+            await attended
+
+
+@pytest.fixture
+def configs(tmp_path: Path, banking: str) -> list[Loaded]:
+    path = tmp_path / "crossover.toml"
+    path.write_text(banking)
+    return [load_config(path, {}) for _ in range(2)]
+
+
+def test_a_worker_that_dies_of_a_reload_holds_up_no_other(configs: list[Loaded], tmp_path: Path) -> None:
+    """It opens while a reload is under way, is told of it, and dies of it: whoever would tell it once more does not
+    wait for an answer that never comes."""
+    old, new = configs
+
+    async def main() -> None:
+        workers = Workers(new, 0, str(tmp_path), None, lambda: None)
+        async with played(workers, old) as (child, reader, writer):
+            adopting = asyncio.create_task(child.adopt(new))
+            assert isinstance(await receive(reader), Adopt)
+            writer.close()
+            with pytest.raises(RefusedError, match="died of it"):
+                await adopting
+        with pytest.raises(RefusedError, match="gone"):
+            async with asyncio.timeout(10):
+                await child.adopt(new)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_opens_during_a_reload_is_told_of_it_once(configs: list[Loaded], tmp_path: Path) -> None:
+    old, new = configs
+
+    async def main() -> None:
+        workers = Workers(new, 0, str(tmp_path), None, lambda: None)
+        async with played(workers, old) as (child, reader, writer):
+            adopting = asyncio.create_task(child.adopt(new))
+            assert isinstance(await receive(reader), Adopt)
+            writer.write(pack(Took(Adopted([], 0.0, [], []))))
+            await adopting
+
+    asyncio.run(main())

@@ -39,6 +39,7 @@ class FakeEngine:
 
     def __init__(self, poison: Sequence[int] = (), held: bool = False) -> None:
         self.batches: list[list[int]] = []
+        self.claims: list[list[int]] = []
         self.poison = set(poison)
         self.entered = threading.Event()
         self.go = threading.Event()
@@ -63,6 +64,8 @@ def serve(engine: Callable[..., Any], body: Callable[[Batcher], Awaitable[None]]
     scheduler = Scheduler(**{name: value for name, value in options.items() if name not in BATCHER})
 
     def run(batches: Sequence[Sequence[Text]]) -> list[Scored | ModelError]:
+        if isinstance(engine, FakeEngine):
+            engine.claims.append([item.ids[0] for batch in batches for item in batch])
         return [answer for batch in batches for answer in engine(batch)]
 
     batcher = Batcher(run, scheduler, **{name: value for name, value in options.items() if name in BATCHER})
@@ -674,3 +677,21 @@ def test_interactive_texts_pass_bulk() -> None:
 
     serve(engine, body)
     assert engine.batches[:5] == [[0], [100], [101], [102], [103]]
+
+
+def test_a_claim_holds_texts_of_one_flow_only() -> None:
+    """Its answers come together: who has one text waits for its own forward, not for those of a flood beside it."""
+    engine = FakeEngine(held=True)
+
+    async def body(batcher: Batcher) -> None:
+        futures = submit(batcher, [text(99)], tenant="flood")
+        await entered(engine)
+        futures += submit(batcher, [text(i) for i in range(8)], tenant="flood")
+        futures += submit(batcher, [text(50)], tenant="other")
+        futures += submit(batcher, [text(i) for i in range(8, 20)], tenant="flood")
+        engine.go.set()
+        await asyncio.gather(*futures)
+
+    serve(engine, body, claim=4)
+    assert [claim for claim in engine.claims if 50 in claim] == [[50]]
+    assert max(map(len, engine.claims)) == 4, "a flood alone is still claimed several at a time"

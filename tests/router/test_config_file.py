@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from router.config import Config
 from router.config_file import ConfigError, default_path, load, load_tree
 from router.paths import model_source
 
@@ -283,14 +287,55 @@ def test_no_value_anywhere_makes_a_traceback(tmp_path: Path, value: object, sect
     assert valid == (not found)
 
 
+def unexplained(struct: type[msgspec.Struct], text: str) -> Iterator[str]:
+    """What of its keys, and of those of the structs in it, does not stand in the text of a config with its bounds."""
+    for name, hint in get_type_hints(struct, include_extras=True).items():
+        kinds = parts(hint)
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+        for kind in inner:
+            yield from unexplained(kind, text)
+        if inner:
+            continue
+        lines = [found.group() for found in re.finditer(rf"^(# )?{name} = .*(\n +#.*)*", text, re.MULTILINE)]
+        bounds = [
+            f"{bound:,.12g}"
+            for meta in kinds
+            if isinstance(meta, msgspec.Meta)
+            for bound in (meta.ge, meta.gt, meta.le, meta.lt, meta.max_length)
+            if bound is not None
+        ]
+        if not any(all(re.search(rf"(?<![\d,.]){bound}(?![\d,.]*\d)", line) for bound in bounds) for line in lines):
+            yield f"{struct.__name__}.{name}: {' and '.join(bounds) or 'nothing'}"
+
+
+def parts(hint: Any) -> list[Any]:
+    """A type and all that it is made of, annotations too; but not the keys of a mapping."""
+    if get_origin(hint) is dict:
+        return parts(get_args(hint)[1])
+    inner = () if get_origin(hint) is Literal else get_args(hint)
+    return [hint, *(part for each in inner for part in parts(each))]
+
+
 def test_the_shipped_config_is_valid_and_explains_every_key() -> None:
-    """Each key of each section stands in crossover.toml, if only commented out."""
+    """Each key of each section stands in crossover.toml with its bounds, if only commented out."""
     path = default_path()
-    config = load(path, {}).config
     text = path.read_text(encoding="utf-8")
-    for section in msgspec.structs.fields(type(config)):
-        kind = section.type
-        arguments = getattr(kind, "__args__", ())
-        struct = arguments[-1] if arguments else kind
-        for field in msgspec.structs.fields(struct):
-            assert field.name in text, f"{section.name}.{field.name} is not explained"
+    load(path, {})
+    assert list(unexplained(Config, text)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "missed"),
+    [
+        (r"# port = .*", "Server.port: 0 and 65,535"),
+        (r"(?<=# port = 8080).*", "Server.port: 0 and 65,535"),
+        (r"(?<=to )65,536; default", "Model.max_tokens: 8 and 65,536"),
+        (r"# burst = .*", "Limit.burst: 1 and 1,000,000"),
+        (r"# cache_read = .*", "Price.cache_read: 0 and 1,000,000"),
+        (r"# escalate = .*", "Policy.escalate: nothing"),
+    ],
+)
+def test_a_key_without_its_line_or_bounds_is_missed(line: str, missed: str) -> None:
+    """The search above, shown to find what it looks for."""
+    text = default_path().read_text(encoding="utf-8")
+    assert missed in list(unexplained(Config, re.sub(line, "", text)))

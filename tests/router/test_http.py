@@ -8,10 +8,13 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+
+from router import admission
 
 KEYS = {"one": "key-of-tenant-one", "two": "key-of-tenant-two", "quiet": "key-that-never-escalates"}
 ADMIN = "key-of-the-admin"
@@ -438,6 +441,20 @@ def test_without_a_key_or_with_a_wrong_one_nothing_is_read(locked_service: Any) 
         assert locked_service.client.get(path).status_code == 401
     for path in ("/health", "/ready"):
         assert locked_service.client.get(path).status_code == 200
+
+
+def test_a_wrong_key_is_told_late_and_holds_up_nobody_else(locked_service: Any) -> None:
+    """Who guesses keys, or floods over its rate, does not take the event loop from others."""
+    with ThreadPoolExecutor(1) as pool:
+        started = time.monotonic()
+        refused = pool.submit(locked_service.client.post, "/v1/classify", headers={"x-api-key": "wrong"}, json={})
+        others = 0
+        while not refused.done():
+            assert locked_service.client.get("/health").status_code == 200
+            others += 1
+        assert refused.result().status_code == 401
+        assert time.monotonic() - started >= admission.HOLD_S
+        assert others > 1
 
 
 def test_two_tenants_never_read_each_others_answers(locked_service: Any) -> None:
