@@ -38,6 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
     deadline: float  # in the loop's time
     started_ns: int  # time.perf_counter_ns
     strict: bool = False
+    coalesce: bool = True  # share the computation of an identical text in flight
     read_cache: bool = True
     write_cache: bool = True
 

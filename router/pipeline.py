@@ -15,15 +15,13 @@ from local_model.types import Expired, ModelError, OverLength, Prediction, Queue
 from providers.types import Caller, Frontier, FrontierUnavailable, Question
 from router import outcome as outcomes
 from router import policy
-from router.ask import Ask, Input, TaskRoute
+from router.ask import Ask, Input
 from router.cache.entry import Entry, Kind
 from router.cache.keys import normalize
 from router.cache.types import Cache, Slot
 from router.flights import Flight, Flights
 from router.outcome import CacheTier, Outcome
 from router.problems import ProblemError
-
-__all__ = ["Ask", "Pipeline", "TaskRoute"]
 
 #: Kept back from the frontier's deadline, to settle, record and answer in.
 ANSWER_MARGIN_S = 0.050
@@ -121,18 +119,19 @@ class Pipeline:
         identity = task.local_identity if kind == "local" else task.frontier_identity
         return Slot(ask.tenant, task.info.name, each.digest, kind, identity, task.label_names)
 
-    def _keep(self, ask: Ask, each: Input, outcome: Outcome) -> None:
-        """Where it was computed, not where its caller returns: who leaves loses no paid answer."""
+    def _keep(self, ask: Ask, each: Input, since: str, outcome: Outcome) -> None:
+        """Where it was computed, not where its caller returns: who leaves loses no paid answer. `since`: the cache's
+        generation when that began."""
         if ask.write_cache and outcome.cacheable:
             preview = each.text[:PREVIEW_LENGTH] if self._store_preview else None
             entry = outcomes.to_entry(outcome, self._clock(), preview)
-            self._cache.store(self._slot(ask, each, entry.kind), entry)
+            self._cache.store(self._slot(ask, each, entry.kind), entry, since=since)
 
     # identical inputs in flight share one computation ----------------------------------------------------------------
 
     async def _compute(self, ask: Ask, misses: Sequence[Input]) -> dict[int, Outcome]:
         """Admit all texts that nobody is computing yet, or none; then wait for every one."""
-        keys = {each.place: self._flight_key(ask, each, alone=not ask.read_cache) for each in misses}
+        keys = {each.place: self._flight_key(ask, each, alone=not ask.coalesce) for each in misses}
         leaders = {keys[each.place]: each for each in reversed(misses) if keys[each.place] not in self._flights}
         mine = sorted(leaders.values())
         for each, prediction in zip(mine, self._admit(ask, mine), strict=True):
@@ -158,7 +157,8 @@ class Pipeline:
         flight = self._flights.launch(key)
         if not each.text:
             prediction.cancel()
-        prediction.add_done_callback(partial(self._answer, flight, ask, each))
+        since = self._cache.generation(ask.task.info.name)
+        prediction.add_done_callback(partial(self._answer, flight, ask, each, since))
         return flight
 
     @staticmethod
@@ -213,7 +213,9 @@ class Pipeline:
         except QueueFull as full:
             raise ProblemError("overloaded", str(full), retry_after=full.retry_after) from None
 
-    def _answer(self, flight: Flight, ask: Ask, each: Input, prediction: asyncio.Future[Prediction]) -> None:
+    def _answer(
+        self, flight: Flight, ask: Ask, each: Input, since: str, prediction: asyncio.Future[Prediction]
+    ) -> None:
         """Once the local model is done: its answer where it stands, else the frontier's, else the local one marked
         degraded."""
         try:
@@ -229,9 +231,9 @@ class Pipeline:
         )
         if stands or hopeless or not ask.rules.may_escalate:
             self._flights.land(flight, local)
-            self._keep(ask, each, local)
+            self._keep(ask, each, since, local)
         else:
-            self._flights.follow(flight, self._escalate(ask, each, local))
+            self._flights.follow(flight, self._escalate(ask, each, since, local))
 
     def _local(self, ask: Ask, text: str, prediction: asyncio.Future[Prediction]) -> Outcome:
         if not text:
@@ -247,18 +249,18 @@ class Pipeline:
 
     # 3 frontier ------------------------------------------------------------------------------------------------------
 
-    async def _escalate(self, ask: Ask, each: Input, local: Outcome) -> Outcome:
+    async def _escalate(self, ask: Ask, each: Input, since: str, local: Outcome) -> Outcome:
         """Bought once: by this process, or by another that has begun. Who wants it afresh buys it."""
         if not ask.read_cache:
-            return await self._buy(ask, each, local)
+            return await self._buy(ask, each, since, local)
         started = time.perf_counter_ns()
         slot = self._slot(ask, each, "frontier")
         async with self._cache.sole(slot, until=ask.deadline - ANSWER_MARGIN_S) as elsewhere:
             if elsewhere is None:
-                return await self._buy(ask, each, local)
+                return await self._buy(ask, each, since, local)
         return outcomes.bought_elsewhere(elsewhere, local, (time.perf_counter_ns() - started) // 1000)
 
-    async def _buy(self, ask: Ask, each: Input, local: Outcome) -> Outcome:
+    async def _buy(self, ask: Ask, each: Input, since: str, local: Outcome) -> Outcome:
         question = Question(ask.task.info.name, each.text, ask.task.labels, ask.task.instructions)
         caller = Caller(ask.request_id, each.place, ask.tenant, local.tokens)
         try:
@@ -266,7 +268,7 @@ class Pipeline:
         except FrontierUnavailable as why:
             return outcomes.degraded(local, why)
         bought = outcomes.from_frontier(answer, local)
-        self._keep(ask, each, bought)
+        self._keep(ask, each, since, bought)
         return bought
 
     # 4 record --------------------------------------------------------------------------------------------------------

@@ -280,6 +280,7 @@ class Service:
             deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
             started_ns=started_ns,
             strict=request.strict,
+            coalesce=read_cache,
             read_cache=read_cache and self.telemetry.caching,
             write_cache=write_cache and self.telemetry.caching,
         )

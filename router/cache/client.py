@@ -18,7 +18,7 @@ import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from router.cache import keys
 from router.cache.breaker import Breaker
@@ -26,7 +26,7 @@ from router.cache.entry import Corrupt, Entry, decode, encode
 from router.cache.generations import Generations
 from router.cache.herd import ANSWER_S, Herd
 from router.cache.memory import Memory
-from router.cache.replica import Replica, generation_in
+from router.cache.replica import Replica
 from router.cache.types import Slot
 from router.cache.waiting import Background, Together, within
 from router.cache.writer import Writer
@@ -37,8 +37,6 @@ CONNECT_S = 0.25
 WRITES_FAIL_S = 2.0
 #: Seconds for what no request waits for: writes, claims, polls. A busy machine is no outage.
 PATIENCE_S = 1.0
-#: What the probe of the writes sets; expires at once.
-PROBE_KEY = f"co:{keys.VERSION}:probe"
 #: A lookup reads again, with the new key, when a purge came between; so often.
 READS = 3
 
@@ -85,11 +83,11 @@ class RedisCache:
         self._generations = Generations()
         self._memory = Memory(memory_bytes) if memory_bytes else None
         self._replica = Replica(patient, self._generations, self._memory) if self._memory is not None else None
-        self._reading = Together(partial(self._answer, self._redis, lookup_s), self._background)
-        self._looking = Together(partial(self._answer, patient, ANSWER_S), self._background)
+        self._reading = Together(partial(self._answer, self._redis, lookup_s, True), self._background)
+        self._looking = Together(partial(self._answer, patient, ANSWER_S, False), self._background)
         self.breaker = Breaker("cache", self._probe, self._background)
         self.writes = Breaker("cache_writes", self._probe_write, self._background, seconds=WRITES_FAIL_S)
-        self._writer = Writer(patient, self.writes, self._background)
+        self._writer = Writer(patient, self.writes, self._generations, self._background)
         self._herd = Herd(patient, self._writer, self.breaker, self.writes, self._background)
 
     # read ------------------------------------------------------------------------------------------------------------
@@ -108,18 +106,22 @@ class RedisCache:
             return [None] * len(slots)
         return await self._reading.ask(slots)
 
-    async def _answer(self, redis: Redis, seconds: float, asked: Sequence[Sequence[Slot]]) -> list[list[Entry | None]]:
-        """One MGET for all of them."""
+    async def _answer(
+        self, redis: Redis, seconds: float, counts: bool, asked: Sequence[Sequence[Slot]]
+    ) -> list[list[Entry | None]]:
+        """One MGET for all of them. `counts`: these are lookups. What the herd looks for has more time: that it arrives
+        says nothing about how well lookups do."""
         slots = [slot for some in asked for slot in some]
         try:
             found = await within(self._read(redis, slots), seconds, late=self._background)
         except Exception as error:  # noqa: BLE001 - a reply of the wrong shape raises anything; somebody waits for this
             self.breaker.failed(error)
-            for _ in asked:
+            for _ in asked if counts else ():
                 self._on_lookup("error")
             found = [None] * len(slots)
         else:
-            self.breaker.succeeded()
+            if counts:
+                self.breaker.succeeded()
         rest = iter(found)
         return [[next(rest) for _ in some] for some in asked]
 
@@ -130,7 +132,7 @@ class RedisCache:
             names = [self._name(slot, tokens[slot.task]) for slot in slots]
             asked = time.monotonic()
             replies: list[Any] = await redis.mget([keys.generation_key(task) for task in tasks] + names)
-            values = {task: generation_in(reply) for task, reply in zip(tasks, replies, strict=False)}
+            values = {task: keys.generation_in(reply) for task, reply in zip(tasks, replies, strict=False)}
             for task, value in values.items():
                 self._generations.heard(task, value, asked)
             missing = [task for task, value in values.items() if not value]
@@ -164,7 +166,7 @@ class RedisCache:
         try:
             await self._redis.set(name, new, nx=True)
             (reply,) = await self._redis.mget([name])
-            value = generation_in(reply)
+            value = keys.generation_in(reply)
             if not value:  # something else stands there
                 value = new
                 await self._redis.set(name, new)
@@ -176,23 +178,29 @@ class RedisCache:
 
     # write -----------------------------------------------------------------------------------------------------------
 
-    def store(self, slot: Slot, entry: Entry) -> None:
+    def generation(self, task: str) -> str:
+        return self._generations.value(task)
+
+    def store(self, slot: Slot, entry: Entry, *, since: str = "") -> None:
         generation = self._generations.value(slot.task)
         if not generation:
             if not self.breaker.open:  # nobody has looked anything up for this task yet
-                self._background.start(self._store_later(slot, entry))
+                self._background.start(self._store_later(slot, entry, since))
+            return
+        if since not in ("", generation):
             return
         name = self._name(slot, keys.token_of(generation))
         entry = msgspec.structs.replace(entry, key=name)
         self._remember(slot, generation, entry)
         if not self.breaker.open:
             milliseconds = max(1, round(self._lives(slot) * 1000))
-            self._writer.put("SET", name, encode(entry, self._secret), "PX", milliseconds)
+            data = encode(entry, self._secret)
+            self._writer.put("SET", name, data, "PX", milliseconds, task=slot.task, generation=generation)
 
-    async def _store_later(self, slot: Slot, entry: Entry) -> None:
+    async def _store_later(self, slot: Slot, entry: Entry, since: str) -> None:
         await self.lookup([slot])
         if self._generations.value(slot.task):
-            self.store(slot, entry)
+            self.store(slot, entry, since=since)
 
     def _remember(self, slot: Slot, generation: str, entry: Entry) -> None:
         if self._memory is not None:
@@ -221,12 +229,12 @@ class RedisCache:
             return found is not None
 
         name = keys.claim_key(self._name(slot, "any"))  # who does not know the generation yet takes part
-        claimed = await self._herd.lead(name, look, until=until)
+        token = await self._herd.lead(name, look, until=until)
         try:
             yield found
         finally:
-            if claimed:
-                self._herd.release(name)
+            if token is not None:
+                self._herd.release(name, token)
 
     # health ----------------------------------------------------------------------------------------------------------
 
@@ -236,7 +244,7 @@ class RedisCache:
             self._background.start(self._replica.run())
         try:
             await within(self._redis.ping(), PATIENCE_S)
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - what is no Redis makes redis-py raise anything while it logs in
             self.breaker.trip(error)
 
     async def _probe(self) -> None:
@@ -244,12 +252,12 @@ class RedisCache:
             await self._revive()
         await self._redis.ping()  # connects
         await within(
-            self._redis.mget([keys.generation_key(task) for task in self._generations.seen()] + [PROBE_KEY]),
+            self._redis.mget([keys.generation_key(task) for task in self._generations.seen()] + [keys.probe_key()]),
             self._lookup_s,
         )
 
     async def _probe_write(self) -> None:
-        await self._patient.set(PROBE_KEY, b"", px=1)
+        await self._patient.set(keys.probe_key(), b"", px=1)
 
     def degradations(self) -> list[str]:
         """What does not work: "cache", or "cache_writes" alone."""
@@ -267,9 +275,9 @@ class RedisCache:
         if self._replica is not None:
             self._replica.stop()
         await self._background.close(0.5)
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(Exception):  # as in `open`
             if self._replica is not None:
                 await within(self._replica.leave(), 0.5)
         for client in (self._redis, self._patient):
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(Exception):
                 await client.aclose()

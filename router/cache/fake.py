@@ -13,7 +13,8 @@ from router.cache.types import Slot
 
 class MemoryCache:
     """Implements `router.cache.types.Cache`; nothing expires. `elsewhere` is what other processes buy: found by `sole`,
-    as if waited for. `recall` finds the texts (digests) in `remembers`."""
+    as if waited for. `recall` finds the texts (digests) in `remembers`. `generations`, by task, are the
+    tests' to change."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
@@ -21,6 +22,7 @@ class MemoryCache:
         self.claimed: list[Slot] = []
         self.looked_up: list[Slot] = []
         self.remembers: set[bytes] = set()
+        self.generations: dict[str, str] = {}
 
     def recall(self, slots: Sequence[Slot]) -> list[Entry | None]:
         return [self.entries.get(self._key(slot)) if slot.text in self.remembers else None for slot in slots]
@@ -29,9 +31,13 @@ class MemoryCache:
         self.looked_up += slots
         return [self.entries.get(self._key(slot)) for slot in slots]
 
-    def store(self, slot: Slot, entry: Entry) -> None:
-        key = self._key(slot)
-        self.entries[key] = msgspec.structs.replace(entry, key=key)
+    def generation(self, task: str) -> str:
+        return self.generations.get(task, "")
+
+    def store(self, slot: Slot, entry: Entry, *, since: str = "") -> None:
+        if since in ("", self.generation(slot.task)):
+            key = self._key(slot)
+            self.entries[key] = msgspec.structs.replace(entry, key=key)
 
     def sole(self, slot: Slot, *, until: float) -> AbstractAsyncContextManager[Entry | None]:  # noqa: ARG002
         self.claimed.append(slot)

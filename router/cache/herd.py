@@ -14,7 +14,8 @@ from router.cache.breaker import Breaker
 from router.cache.waiting import Background, Together, within
 from router.cache.writer import Writer
 
-#: A claim outlives its owner by this, in milliseconds; while the owner lives it is renewed three times as often.
+#: A claim outlives its owner by this, in milliseconds; while the owner lives it is renewed three times as often. Where
+#: an ACL forbids EVAL it is neither renewed nor released: it ends after this time, and a longer call may be made twice.
 CLAIM_MS = 1000
 RENEW_S = CLAIM_MS / 3000
 #: Who waits looks this often, in seconds, all in the same turn of the loop.
@@ -40,13 +41,13 @@ class Herd:
         self._writes = writes
         self._background = background
         self._claiming: Together[tuple[str, str], Claim] = Together(self._claim, background)
-        self._mine: dict[str, str] = {}  # name -> token
+        self._mine: dict[str, str] = {}  # token -> name: a claim that was lost may be ours a second time
         self._renewing = False
 
-    async def lead(self, name: str, look: Callable[[], Awaitable[bool]], *, until: float) -> bool:
-        """Wait until the claim on `name` is ours (True: `release` it), or `look()` finds what it looks for, or half of
-        the time until `until` (the loop's time) is over, or nobody can tell. With the claim it looks once more: the
-        last owner may just have finished."""
+    async def lead(self, name: str, look: Callable[[], Awaitable[bool]], *, until: float) -> str | None:
+        """Wait until the claim on `name` is ours (its token: `release` it), or `look()` finds what it looks for, or
+        half of the time until `until` (the loop's time) is over, or nobody can tell. With the claim it looks once more:
+        the last owner may just have finished."""
         loop = asyncio.get_running_loop()
         patience = (loop.time() + until) / 2
         waiting = False  # for somebody: a reply that is lost does not change that
@@ -62,23 +63,24 @@ class Herd:
             if now >= patience:
                 break
             await asyncio.sleep(min(LOOK_S - now % LOOK_S, patience - now))
-        return False
+        return None
 
-    async def _led(self, name: str, token: str, look: Callable[[], Awaitable[bool]]) -> bool:
-        self._mine[name] = token
+    async def _led(self, name: str, token: str, look: Callable[[], Awaitable[bool]]) -> str:
+        self._mine[token] = name
         if not self._renewing:
             self._renewing = True
             self._background.start(self._renew())
         try:
             await look()
         except BaseException:
-            self.release(name)
+            self.release(name, token)
             raise
-        return True
+        return token
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, token: str) -> None:
         """After what was written before: the next who looks finds it."""
-        self._end(name, self._mine.pop(name))
+        self._mine.pop(token, None)
+        self._end(name, token)
 
     def _end(self, name: str, token: str) -> None:
         self._writer.put("EVAL", _RELEASE, 1, name, token)
@@ -103,7 +105,7 @@ class Herd:
             while self._mine:
                 await asyncio.sleep(RENEW_S)
                 pipeline = self._redis.pipeline(transaction=False)
-                for name, token in self._mine.items():
+                for token, name in self._mine.items():
                     pipeline.eval(_RENEW, 1, name, token, CLAIM_MS)
                 with contextlib.suppress(Exception):  # the next round tries again
                     await pipeline.execute(raise_on_error=False)

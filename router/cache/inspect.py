@@ -13,6 +13,9 @@ from redis.exceptions import RedisError
 
 from router.cache import keys
 from router.cache.entry import Corrupt, Entry, Kind, decode
+from router.cache.keys import current_key as current_key
+from router.cache.keys import identity_key as identity_key
+from router.cache.replica import Seen
 
 #: What the pipeline asks for, by kind of answer: part name -> value.
 Identity = Mapping[str, str]
@@ -85,14 +88,6 @@ class Current(msgspec.Struct, frozen=True):
 
     local: str
     frontier: str
-
-
-def identity_key(digest: str) -> str:
-    return f"co:{keys.VERSION}:identity:{digest}"
-
-
-def current_key(task: str) -> str:
-    return f"co:{keys.VERSION}:current:{task}"
 
 
 @contextmanager
@@ -176,9 +171,8 @@ def current(client: Redis, task: str) -> Current | None:
         return None
 
 
-def generation(client: Redis, task: str) -> str | None:
-    value = client.get(keys.generation_key(task))
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else None
+def generation(client: Redis, task: str) -> str:
+    return keys.generation_in(client.get(keys.generation_key(task)))
 
 
 def parts_of(client: Redis, identity: str) -> Identity:
@@ -189,12 +183,12 @@ def parts_of(client: Redis, identity: str) -> Identity:
         return {}
 
 
-def why_not(client: Redis, found: Found, now: Current | None, generation_now: str | None) -> list[str]:
+def why_not(client: Redis, found: Found, now: Current | None, generation_now: str) -> list[str]:
     """Which parts of an entry's key differ from what a request has now; empty: it would be a hit."""
     reasons = []
     if found.entry is None:
         return ["its bytes are damaged: the next lookup removes it"]
-    if found.name.generation != keys.token_of(generation_now or ""):
+    if found.name.generation != keys.token_of(generation_now):
         reasons.append("it was purged (another generation of the task)")
     if now is not None:
         wanted = now.frontier if found.entry.kind == "frontier" else now.local
@@ -205,24 +199,13 @@ def why_not(client: Redis, found: Found, now: Current | None, generation_now: st
     return reasons
 
 
-class Replica(msgspec.Struct, frozen=True):
-    """A process that remembers entries, as it said of itself when it last asked Redis."""
-
-    at: int = 0  # unix time, milliseconds
-    seen: dict[str, str] = {}  # task -> its generation's whole value
-    memory: dict[str, int] = {}  # what it remembers: entries, bytes
-
-    def age_s(self, now: float) -> float:
-        return now - self.at / 1000
-
-
-def replicas(client: Redis) -> dict[str, Replica]:
-    """By id."""
-    found: dict[str, Replica] = {}
+def replicas(client: Redis) -> dict[str, Seen]:
+    """The processes that remember entries, by id."""
+    found: dict[str, Seen] = {}
     said: Any = client.hgetall(keys.replicas_key())
     for name, value in said.items():
         try:
-            found[name.decode("ascii", "replace")] = msgspec.json.decode(value, type=Replica)
+            found[name.decode("ascii", "replace")] = msgspec.json.decode(value, type=Seen)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
     return found

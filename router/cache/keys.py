@@ -27,8 +27,8 @@ LONGEST_RUN = 30
 POLL_S = 0.25
 #: ...serves what it remembers for so long after it asked...
 TRUST_S = 1.0
-#: ...is waited for by a purge if it was heard of within this time, and forgotten by the others after that one.
-FRESH_S, CORPSE_S = 2.0, 5.0
+#: ...and is forgotten by the others if it was silent for that long.
+CORPSE_S = 5.0
 
 
 def normalize(text: str) -> str:
@@ -108,6 +108,21 @@ def replicas_key() -> str:
     return f"co:{VERSION}:replicas"
 
 
+def identity_key(digest: str) -> str:
+    """Its value: the parts of that identity, JSON."""
+    return f"co:{VERSION}:identity:{digest}"
+
+
+def current_key(task: str) -> str:
+    """Its value: the digests of the identities that the task's requests have now, JSON."""
+    return f"co:{VERSION}:current:{task}"
+
+
+def probe_key() -> str:
+    """Read and written to see whether Redis works."""
+    return f"co:{VERSION}:probe"
+
+
 def new_generation() -> str:
     return secrets.token_hex(4)
 
@@ -119,6 +134,12 @@ def token_of(generation: str) -> str:
 def is_generation(value: str) -> bool:
     """Whatever else stands under a generation's key is not ours."""
     return re.fullmatch(r"[0-9a-f]{8}(\.[0-9]{1,18})?", value) is not None
+
+
+def generation_in(reply: object) -> str:
+    """A generation's value as Redis gave it; "" for none, and for what is none of ours."""
+    value = reply.decode("ascii", "replace") if isinstance(reply, bytes) else ""
+    return value if is_generation(value) else ""
 
 
 def load_secret(configured: str, state_dir: Path) -> bytes:

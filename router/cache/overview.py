@@ -117,7 +117,7 @@ def overview(client: Redis, secret: bytes, ledger: Path, *, by: By, since: float
         groups=groups,
         use=cache_use(ledger, since=since, by=by),
         replicas=[
-            ReplicaMemory(name, round(it.age_s(now), 3), it.memory)
+            ReplicaMemory(name, round(now - it.at / 1000, 3), it.memory)
             for name, it in sorted(inspect.replicas(client).items())
         ],
     )

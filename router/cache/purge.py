@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 from redis import Redis
+from redis.exceptions import RedisError
 
 from cost.types import NANO_PER_USD
 from router.cache import keys
@@ -22,7 +24,7 @@ CONFIRM_S = keys.TRUST_S
 class Purge(msgspec.Struct, frozen=True):
     """What a purge removes, or would. `paid_usd` is what the frontier answers among it were paid when they were bought:
     history's price, not today's. `unconfirmed` replicas did not say in time that they forgot; they serve nothing from
-    memory once they have been out of touch for a second."""
+    memory once they have been out of touch for a second; or they have died, and serve nothing at all."""
 
     done: bool
     entries: int = 0
@@ -42,16 +44,21 @@ def purge(client: Redis, secret: bytes, wanted: Selection) -> Purge:
     """Remove it. Redis' own errors pass through: nobody may believe that something was removed that was not."""
     tasks = [wanted.task] if wanted.task else known_tasks(client)
     if wanted.whole_tasks:
-        # A new generation first: from here on nobody finds the old entries, and nothing written meanwhile survives.
+        # A new generation first: from here on nobody finds the old entries, and no answer begun until now is kept.
         for task in tasks:
             client.set(keys.generation_key(task), keys.new_generation())
         confirmed, unconfirmed = _wait_for_replicas(client, tasks)
         counted = _count(_removing(client, entries(client, secret, wanted)))
     else:
+        # Before: no answer begun until now is kept. A process that has not heard yet takes back what it wrote, a round
+        # trip later; another that reads just then may remember it. After: what was read until now is forgotten.
+        for task in tasks:
+            _bump(client, task)
         counted = _count(_removing(client, entries(client, secret, wanted)))
         for task in tasks:
             _bump(client, task)
         confirmed, unconfirmed = _wait_for_replicas(client, tasks)
+    _save(client)
     return msgspec.structs.replace(counted, done=True, confirmed=confirmed, unconfirmed=unconfirmed)
 
 
@@ -94,28 +101,33 @@ def _bump(client: Redis, task: str) -> None:
     name = keys.generation_key(task)
 
     def change(transaction: Any) -> None:
-        value = (transaction.get(name) or b"").decode("ascii", "replace")
+        value = keys.generation_in(transaction.get(name))
         token, _, count = value.partition(".")
         transaction.multi()
-        if keys.is_generation(value):  # else whoever reads it makes a new one
+        if value:  # else whoever reads it makes a new one
             transaction.set(name, f"{token}.{int(count) + 1 if count.isdigit() else 1}")
 
     client.transaction(change, name)  # begins anew if somebody else changed it meanwhile
 
 
+def _save(client: Redis) -> None:
+    """A Redis that keeps a copy on disk is asked to replace it: after a crash it would begin with what was removed."""
+    with contextlib.suppress(RedisError):  # it may not let us
+        if client.config_get("save").get("save"):
+            client.bgsave()
+
+
 def _wait_for_replicas(client: Redis, tasks: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Who confirmed the tasks' present generations, and who did not within `CONFIRM_S`. Who gave no sign of life lately
-    is not waited for."""
+    """Who confirmed the tasks' present generations, and who did not within `CONFIRM_S`. Whether
+    those live is not asked (another host's clock does not tell): by then they serve nothing that was purged."""
     started = time.monotonic()
     while True:
         said = replicas(client)
         values: Any = client.mget([keys.generation_key(task) for task in tasks]) if tasks else []
-        present = {task: (value or b"").decode("ascii", "replace") for task, value in zip(tasks, values, strict=True)}
+        present = {task: keys.generation_in(value) for task, value in zip(tasks, values, strict=True)}
         # A task that a replica does not name is one of which it remembers nothing.
         late = {name for name, it in said.items() if any(it.seen.get(t, v) != v for t, v in present.items())}
-        alive = {name for name in late if abs(said[name].age_s(time.time())) < keys.FRESH_S}
-        waited = time.monotonic() - started
-        if not alive or waited > CONFIRM_S:
+        if not late or time.monotonic() - started > CONFIRM_S:
             return tuple(sorted(said.keys() - late)), tuple(sorted(late))
         time.sleep(0.02)
 

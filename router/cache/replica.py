@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -17,15 +18,12 @@ from router.cache import keys
 from router.cache.generations import Generations
 from router.cache.memory import Memory
 
-#: Every so many polls the others' fields are looked through for corpses: five seconds.
-SWEEP = 20
 
+class Seen(msgspec.Struct, frozen=True):
+    """What a process says of itself: a field of `keys.replicas_key`."""
 
-class Seen(msgspec.Struct):
-    """A field of `keys.replicas_key`."""
-
-    at: int  # unix ms
-    seen: dict[str, str] = {}
+    at: int  # unix ms by its own clock: to be shown, not to be judged by
+    seen: dict[str, str] = {}  # task -> its generation's whole value
     memory: dict[str, int] = {}  # entries, bytes
 
 
@@ -37,7 +35,9 @@ class Replica:
         self._redis = redis
         self._generations = generations
         self._memory = memory
-        self._polls = 0
+        self._listed = False
+        self._swept = -math.inf
+        self._fields: dict[bytes, bytes] = {}  # the fields when they were last looked through
         self._over: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
@@ -64,24 +64,26 @@ class Replica:
         # In this order: a purge between the two is heard of in the reply, one after them finds this replica.
         pipeline.hset(keys.replicas_key(), self.id, said)
         pipeline.mget([keys.generation_key(task) for task in tasks])
-        if self._polls % SWEEP == 0:
+        if asked - self._swept >= keys.CORPSE_S:
+            self._swept = asked
             pipeline.hgetall(keys.replicas_key())
             pipeline.expire(keys.replicas_key(), 60)
-        self._polls += 1
+        self._listed = True
         registered, values, *rest = await pipeline.execute(raise_on_error=False)
         if isinstance(registered, Exception):  # a full Redis, say: no purge would wait for this process
             raise registered
         for task, value in zip(tasks, values, strict=True):
-            self._generations.heard(task, generation_in(value), asked, confirmed=True)
+            self._generations.heard(task, keys.generation_in(value), asked, confirmed=True)
         if rest and isinstance(rest[0], dict):
             await self._bury(rest[0])
         return self._generations.seen() != seen
 
     async def _bury(self, fields: dict[bytes, bytes]) -> None:
-        oldest = (time.time() - keys.CORPSE_S) * 1000
-        corpses = [name for name, value in fields.items() if _at(value) < oldest]
+        """Who lives says something new four times a second, whatever the time is by its clock."""
+        corpses = fields.items() & self._fields.items()
+        self._fields = fields
         if corpses:
-            await self._redis.hdel(keys.replicas_key(), *corpses)
+            await self._redis.hdel(keys.replicas_key(), *(name for name, _ in corpses))
 
     def stop(self) -> None:
         if self._over is not None and not self._over.done():
@@ -89,18 +91,5 @@ class Replica:
 
     async def leave(self) -> None:
         """Raises what redis raises."""
-        if self._polls:
+        if self._listed:
             await self._redis.hdel(keys.replicas_key(), self.id)
-
-
-def generation_in(reply: object) -> str:
-    """A generation's value as Redis gave it; "" for none, and for what is none of ours."""
-    value = reply.decode("ascii", "replace") if isinstance(reply, bytes) else ""
-    return value if keys.is_generation(value) else ""
-
-
-def _at(field: bytes) -> int:
-    try:
-        return msgspec.json.decode(field, type=Seen).at
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return 0

@@ -31,8 +31,13 @@ class Cache(Protocol):
         """The entries of `slots`, in order; None for a miss or a failure."""
         ...
 
-    def store(self, slot: Slot, entry: Entry) -> None:
-        """Remember at once, write in the background; `entry.key` is filled in."""
+    def generation(self, task: str) -> str:
+        """What every purge changes, as far as is known here; "" where it isn't."""
+        ...
+
+    def store(self, slot: Slot, entry: Entry, *, since: str = "") -> None:
+        """Remember at once, write in the background; `entry.key` is filled in. Not kept if the task was purged after
+        `since`: its `generation` when the answer was begun ("": not known then)."""
         ...
 
     def sole(self, slot: Slot, *, until: float) -> AbstractAsyncContextManager[Entry | None]:
@@ -51,7 +56,10 @@ class NoCache:
     async def lookup(self, slots: Sequence[Slot]) -> list[Entry | None]:
         return [None] * len(slots)
 
-    def store(self, slot: Slot, entry: Entry) -> None:
+    def generation(self, task: str) -> str:  # noqa: ARG002
+        return ""
+
+    def store(self, slot: Slot, entry: Entry, *, since: str = "") -> None:
         pass
 
     def sole(self, slot: Slot, *, until: float) -> AbstractAsyncContextManager[Entry | None]:  # noqa: ARG002

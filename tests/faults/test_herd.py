@@ -7,12 +7,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
+from router.cache import inspect, keys
 from router.cache.embedded import EmbeddedRedis
+from router.cache.inspect import Selection
+from router.cache.purge import purge
 
 
 class Cluster(NamedTuple):
@@ -112,6 +116,25 @@ def test_who_has_little_time_buys_for_itself(cluster: Cluster) -> None:
         assert 1.9 < time.monotonic() - started < 4.0
 
     asyncio.run(meanwhile(script, Asking(text, [owner], **{"X-Deadline-Ms": "6000"})))
+    assert cluster.calls == before + 2
+
+
+@pytest.mark.parametrize("by", ["task", "text"])
+def test_what_is_being_bought_during_a_purge_is_not_kept(cluster: Cluster, tmp_path: Path, by: str) -> None:
+    """Who asked gets it; who asks later buys anew."""
+    before = cluster.calls
+    text = f"what is to be forgotten, by {by}"
+    wanted = Selection(task="banking") if by == "task" else Selection(text=text)
+
+    def script() -> None:
+        cluster.wait_for_call(before + 1)
+        with inspect.connected(cluster.redis.url) as client:
+            purge(client, keys.load_secret("shared by all", tmp_path), wanted)
+
+    one = cluster.services[0]
+    asyncio.run(meanwhile(script, Asking(text, [one])))
+    assert cluster.calls == before + 1
+    assert one.answer(text)["source"] == "frontier"
     assert cluster.calls == before + 2
 
 

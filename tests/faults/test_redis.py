@@ -202,13 +202,44 @@ def test_whatever_happens_to_redis_no_request_fails(patient: Patient, load: Any,
     assert traffic.broken == []
     assert {status for _, status, _ in traffic.replies} == {200}
     assert all(len(labels) == 1 for labels in traffic.labels().values())
-    print("RECOVERED", fault, recovered, len(traffic.replies), patient.notices()[before:])
     assert recovered[0] <= 2.0
     noticed = patient.notices()[before:]
     assert len(noticed) <= 10, noticed
     if fault in ("full", "read-only"):
         assert sum("cache_writes_unavailable" in line for line in noticed) == 1
         assert sum("cache_writes_available" in line for line in noticed) == 1
+
+
+def test_what_is_bought_does_not_hide_that_lookups_are_late(tmp_path: Path) -> None:
+    """At 60 ms every lookup is late; who looks for what another buys has more time. Those looks neither keep the
+    breaker closed nor count as lookups."""
+    slot = Slot("t", "task", b"x" * 16, "frontier", "identity", frozenset({"a"}))
+    told: list[str] = []
+
+    async def main(line: SlowLine) -> tuple[bool, int]:
+        cache = RedisCache(line.url, ttl_s=60, lookup_s=0.01, secret=b"s" * 32, on_lookup=told.append)
+        while not cache.generation(slot.task):
+            await cache.lookup([slot])
+        await asyncio.gather(*(cache._patient.ping() for _ in range(8)))  # connects
+        told.clear()
+        line.seconds = 0.06
+        asked = 0
+        while not cache.breaker.open and asked < 60:
+            for _ in range(3):
+                await cache.lookup([slot])
+                asked += 1
+            async with cache.sole(slot, until=asyncio.get_running_loop().time() + 10):
+                pass
+        opened = cache.breaker.open
+        line.seconds = 1.0
+        assert await cache._looking.ask([slot]) == [None], "too late even for a look"
+        await cache.close()
+        return opened, asked
+
+    with EmbeddedRedis(tmp_path, 16) as server, SlowLine(server.socket, tmp_path / "line.sock") as line:
+        opened, asked = asyncio.run(main(line))
+    assert opened
+    assert told == ["error"] * asked
 
 
 def test_losing_the_embedded_redis_under_load_fails_no_request(

@@ -116,6 +116,45 @@ def test_a_purge_is_seen_by_the_next_lookup(server: EmbeddedRedis, raw: redis.Re
     with_cache(server.url, scenario)
 
 
+@pytest.mark.parametrize("wanted", [inspect.Selection(task="task"), inspect.Selection(tenant="tenant")])
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_answer_begun_before_a_purge_is_not_kept(
+    server: EmbeddedRedis, raw: redis.Redis, wanted: inspect.Selection, heard: bool
+) -> None:
+    """Whether the process has heard of the purge when the answer is there, or hears of it as it writes."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await cache.lookup([SLOT])
+        since = cache.generation("task")
+        purge(raw, SECRET, wanted)
+        if heard:
+            await cache.lookup([SLOT])
+        cache.store(SLOT, ENTRY, since=since)
+        other = SLOT._replace(text=b"\x02" * 16)
+        while not (await cache.lookup([other]))[0]:
+            cache.store(other, ENTRY, since=cache.generation("task"))  # goes out behind it
+        assert await cache.lookup([SLOT]) == [None]
+        while len([key for key in raw.keys("co:*") if inspect.parse(key.decode())]) > 1:
+            await asyncio.sleep(0)
+
+    with_cache(server.url, scenario, memory_bytes=1 << 20)
+
+
+def test_a_write_that_waits_during_a_purge_is_dropped(server: EmbeddedRedis, raw: redis.Redis) -> None:
+    """It was put before; by the time it goes out this process has heard."""
+
+    async def scenario(cache: RedisCache, _: list[str]) -> None:
+        await cache.lookup([SLOT])
+        cache.store(SLOT, ENTRY)
+        cache._generations.heard("task", "12345678", time.monotonic())
+        raw.config_resetstat()
+        while cache._writer._running:
+            await asyncio.sleep(0)
+        assert "cmdstat_set" not in raw.info("commandstats")
+
+    with_cache(server.url, scenario)
+
+
 def test_a_flushed_redis_gets_a_new_generation(server: EmbeddedRedis, raw: redis.Redis) -> None:
     """A missing one is made; two processes agree on it."""
 
@@ -368,6 +407,29 @@ def test_a_reply_of_the_wrong_shape_is_a_miss(tmp_path: Path, reply: bytes) -> N
     asyncio.run(main())
 
 
+def test_what_is_no_redis_and_asked_for_a_password_is_a_miss(tmp_path: Path) -> None:
+    """redis-py looks into the reply to its greeting, whatever that is."""
+
+    async def main() -> None:
+        async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(65536):
+                writer.write(b":1\r\n")
+            writer.close()
+
+        server = await asyncio.start_unix_server(lie, tmp_path / "liar.sock")
+        url = f"unix://{tmp_path}/liar.sock?password=secret"
+        cache = RedisCache(url, ttl_s=60, lookup_s=1.0, secret=SECRET, memory_bytes=1 << 20)
+        cache._generations.heard("task", "12345678", 0.0)  # so that it polls, and has a list to leave
+        async with asyncio.timeout(10):
+            await cache.open()
+            assert cache.degradations() == ["cache"]
+            await cache.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())
+
+
 def test_what_takes_too_long_is_cut() -> None:
     """`within` raises TimeoutError and cancels."""
 
@@ -503,8 +565,8 @@ def test_a_miss_is_explained_by_the_part_that_changed(server: EmbeddedRedis, raw
     with_cache(server.url, scenario)
     import msgspec
 
-    raw.set(inspect.identity_key("identity"), msgspec.json.encode({"head": "1", "labels": "x"}))
-    raw.set(inspect.identity_key("newer"), msgspec.json.encode({"head": "2", "labels": "x"}))
+    raw.set(keys.identity_key("identity"), msgspec.json.encode({"head": "1", "labels": "x"}))
+    raw.set(keys.identity_key("newer"), msgspec.json.encode({"head": "2", "labels": "x"}))
     (found,) = inspect.entries(raw, SECRET)
     generation = inspect.generation(raw, "task")
     assert inspect.why_not(raw, found, inspect.Current("identity", "f"), generation) == []

@@ -159,7 +159,22 @@ def test_identical_inputs_in_flight_share_one_computation(bench: Any) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("difference", [{"tenant": "b"}, {"route": "local"}, {"read_cache": False}])
+def test_without_a_cache_identical_texts_in_flight_are_computed_once_all_the_same(bench: Any) -> None:
+    async def scenario() -> None:
+        b = bench()
+        b.frontier.hold = asyncio.Event()
+        asks = [asyncio.create_task(b.ask(UNSURE, read_cache=False, write_cache=False)) for _ in range(3)]
+        while not b.frontier.asked:
+            await asyncio.sleep(0)
+        b.frontier.hold.set()
+        outcomes = [outcome for answers in await asyncio.gather(*asks) for outcome in answers]
+        assert b.frontier.asked == [UNSURE]
+        assert sorted(outcome.coalesced for outcome in outcomes) == [False, True, True]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("difference", [{"tenant": "b"}, {"route": "local"}, {"coalesce": False}])
 def test_what_differs_is_not_shared(bench: Any, difference: dict[str, Any]) -> None:
     """Another tenant, another route, a caller who wants it afresh: a computation of its own."""
 
