@@ -87,7 +87,9 @@ def stats(by: By, hours: int, config: Path | None, as_json: bool) -> None:
         table.add_row(group.task, group.source, *cells)
     console.print(table)
     table = _table(
-        (f"{by} (UTC)", "task", "answered by"), ("hits", "of memory", "misses", "coalesced", "hit ratio"), "Use"
+        (f"{by} (UTC)", "task", "by"),
+        ("hits", "memory", "miss", "shared", "ratio"),
+        "Use",
     )
     for use in its.use:
         ratio = "-" if use.hit_ratio is None else f"{use.hit_ratio:.1%}"
@@ -213,7 +215,7 @@ def purge(
         return
     click.echo(f"removed {what}")
     if its.confirmed:
-        click.echo(f"forgotten by {len(its.confirmed)} replicas")
+        click.echo(f"forgotten by {len(its.confirmed)} process{'es' * (len(its.confirmed) != 1)}")
     for name in its.unconfirmed:
         click.echo(f"replica {name} did not confirm: it serves nothing from memory until it is in touch again")
 
