@@ -108,9 +108,9 @@ def inspection_notes(tasks: Mapping[str, TaskRoute]) -> dict[str, bytes]:
     """For `crossover cache get`: what today's identities are made of."""
     notes: dict[str, bytes] = {}
     for name, route in tasks.items():
-        notes[inspect.current_key(name)] = msgspec.json.encode(
+        notes[keys.current_key(name)] = msgspec.json.encode(
             inspect.Current(route.local_identity, route.frontier_identity)
         )
-        notes[inspect.identity_key(route.local_identity)] = msgspec.json.encode(route.local_parts)
-        notes[inspect.identity_key(route.frontier_identity)] = msgspec.json.encode(route.frontier_parts)
+        notes[keys.identity_key(route.local_identity)] = msgspec.json.encode(route.local_parts)
+        notes[keys.identity_key(route.frontier_identity)] = msgspec.json.encode(route.frontier_parts)
     return notes

@@ -13,8 +13,6 @@ from redis.exceptions import RedisError
 
 from router.cache import keys
 from router.cache.entry import Corrupt, Entry, Kind, decode
-from router.cache.keys import current_key as current_key
-from router.cache.keys import identity_key as identity_key
 from router.cache.replica import Seen
 
 #: What the pipeline asks for, by kind of answer: part name -> value.
@@ -164,7 +162,7 @@ def _read(client: Redis, secret: bytes, names: Sequence[Name]) -> Iterator[Found
 
 
 def current(client: Redis, task: str) -> Current | None:
-    value = client.get(current_key(task))
+    value = client.get(keys.current_key(task))
     try:
         return msgspec.json.decode(value, type=Current) if isinstance(value, bytes) else None
     except msgspec.MsgspecError:
@@ -176,7 +174,7 @@ def generation(client: Redis, task: str) -> str:
 
 
 def parts_of(client: Redis, identity: str) -> Identity:
-    value = client.get(identity_key(identity))
+    value = client.get(keys.identity_key(identity))
     try:
         return msgspec.json.decode(value, type=dict[str, str]) if isinstance(value, bytes) else {}
     except msgspec.MsgspecError:

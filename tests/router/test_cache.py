@@ -465,7 +465,7 @@ def test_to_connect_may_take_longer_than_an_answer_may(tmp_path: Path) -> None:
             results.clear()
             await asyncio.sleep(0.01)
             await cache.lookup([SLOT])
-        assert not cache.breaker.open
+            assert not cache.breaker.open, "its probe would connect"
         await cache.close()
         server.close()
         await asyncio.sleep(0.05)  # its connections end
