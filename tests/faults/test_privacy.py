@@ -174,13 +174,18 @@ def keeping(serve: Callable[..., Any], banking: str) -> Any:
     service = serve(f'{banking}[cache]\nstore_preview = true\n{tenants}[auth]\nadmin = ["{hashes["admin"]}"]\n')
     for name in ("one", "two"):
         for text in TEXTS:
-            service.wait_for(lambda text=text, name=name: source(service, text, name) == "cache")
+            service.wait_for(lambda text=text, name=name: answer(service, text, name).get("cache_tier") == "memory")
     return service
 
 
-def source(service: Any, text: str, tenant: str) -> str:
+def answer(service: Any, text: str, tenant: str) -> dict[str, Any]:
     reply = service.classify(text, headers={"x-api-key": KEYS[tenant]}, route="local")
-    return str(reply.json()["results"][0]["source"])
+    found: dict[str, Any] = reply.json()["results"][0]
+    return found
+
+
+def source(service: Any, text: str, tenant: str) -> str:
+    return str(answer(service, text, tenant)["source"])
 
 
 def kept(service: Any) -> dict[bytes, bytes]:

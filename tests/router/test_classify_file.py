@@ -248,7 +248,8 @@ def test_a_killed_run_is_gone_on_with_and_no_row_is_lost_or_repeated(tmp_path: P
     assert out.read_bytes().startswith(before[: before.rindex(b"\n")])
     rows = table(out)[1:]
     assert [row[1] for row in rows] == texts
-    assert {(row[4], row[5], row[6]) for row in rows} == {("local", "", "")}
+    assert {row[4] for row in rows} <= {"local", "cache"}, "some were computed, and not yet written"
+    assert {(row[5], row[6]) for row in rows} == {("", "")}
 
 
 def test_a_file_goes_through_a_service_and_through_a_pipe(
