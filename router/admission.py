@@ -28,9 +28,10 @@ LOCAL_TENANT = "local"
 BODIES_PER_SLOT = 8
 #: Bytes that bodies on their way may hold together, all of them (or one, where one may be larger).
 BODY_BYTES = 64 * 1024 * 1024
-#: Seconds that who has no key, or is over its rate, waits for the refusal. Thousands of them a second, to callers who
-#: ask again at once, would take the event loop from all others.
-HOLD_S = 0.25
+#: Seconds that who has no key, or is over its rate, waits for the refusal, from and to: less than any Retry-After, and
+#: not all equally long, or they would all be back at once. Thousands of refusals a second, to callers who ask again at
+#: once, would take the event loop from all others.
+HOLD_S = (0.25, 1.0)
 HELD = ("unauthorized", "rate")
 
 

@@ -91,7 +91,7 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             fields["problem"] = problem.kind
             if problem.kind in admission.HELD:
                 with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(admission.HOLD_S)
+                    await asyncio.sleep(random.uniform(*admission.HOLD_S))
             if not outcomes or problem.kind == "internal":  # else each input's was counted
                 service.telemetry.errors.labels(problem.kind).inc()
         shown_id = request_id.encode()

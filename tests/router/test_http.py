@@ -453,7 +453,7 @@ def test_a_wrong_key_is_told_late_and_holds_up_nobody_else(locked_service: Any) 
             assert locked_service.client.get("/health").status_code == 200
             others += 1
         assert refused.result().status_code == 401
-        assert time.monotonic() - started >= admission.HOLD_S
+        assert time.monotonic() - started >= admission.HOLD_S[0]
         assert others > 1
 
 
