@@ -1,19 +1,21 @@
-"""The pipeline on fakes: what stands around it is what is tested."""
+"""What these tests share: the pipeline on fakes, because what stands around it is what is tested; and a real Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+import redis
 
 from cost.fake import MemoryLedger
 from local_model.fake import KeywordClassifier
 from providers.types import Caller, FrontierAnswer, FrontierUnavailable, Label, Question
 from router import policy
 from router.ask import Ask, TaskRoute
+from router.cache.embedded import EmbeddedRedis
 from router.cache.fake import MemoryCache
 from router.config import Policy
 from router.outcome import Outcome
@@ -108,3 +110,19 @@ class Bench:
 @pytest.fixture
 def bench() -> type[Bench]:
     return Bench
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """A real Redis of the module's own."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), 16) as server:
+        yield server
+
+
+@pytest.fixture
+def raw(server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """A plain client to it, emptied: to look and to tamper."""
+    with redis.Redis(unix_socket_path=str(server.socket)) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,6 @@ LABELS = frozenset({"a", "b"})
 SECRET = b"s" * 32
 SLOT = Slot("tenant", "task", b"\x01" * 16, "local", "identity", LABELS)
 ENTRY = Entry("", "local", 1.0, "a", 0.9, (("a", 0.9), ("b", 0.1)), "m", 5, 7, False)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), 16) as server:
-        yield server
-
-
-@pytest.fixture
-def raw(server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """A plain client, to look and to tamper."""
-    with redis.Redis(unix_socket_path=str(server.socket)) as client:
-        client.flushall()
-        client.config_resetstat()
-        yield client
 
 
 def with_cache(url: str, scenario: Callable[[RedisCache, list[str]], Awaitable[None]], **options: Any) -> None:

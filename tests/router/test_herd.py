@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,19 +20,6 @@ from router.cache.types import Slot
 SECRET = b"s" * 32
 SLOT = Slot("tenant", "task", b"\x01" * 16, "frontier", "identity", frozenset({"a"}))
 ENTRY = Entry("", "frontier", 1.0, "a", None, (), "m", 5, 7, False)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), 16) as server:
-        yield server
-
-
-@pytest.fixture
-def raw(server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    with redis.Redis(unix_socket_path=str(server.socket)) as client:
-        client.flushall()
-        yield client
 
 
 def run(url: str, scenario: Callable[..., Awaitable[None]], processes: int = 2) -> None:

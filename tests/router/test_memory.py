@@ -7,7 +7,7 @@ import gc
 import secrets
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -159,19 +159,6 @@ def test_a_reply_that_was_overtaken_brings_no_purged_generation_back() -> None:
 
 
 # on a real Redis ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), 16) as server:
-        yield server
-
-
-@pytest.fixture
-def raw(server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    with redis.Redis(unix_socket_path=str(server.socket)) as client:
-        client.flushall()
-        yield client
 
 
 def with_replicas(server: EmbeddedRedis, scenario: Callable[[RedisCache, RedisCache], Awaitable[None]]) -> None:
