@@ -249,6 +249,8 @@ def test_losing_the_embedded_redis_under_load_fails_no_request(
     The service starts its Redis again."""
     service = serve(banking)
     process = service.redis
+    # From memory only once a purge would wait for this process too.
+    service.wait_for(lambda: service.answer(texts[0]).get("cache_tier") == "memory")
 
     async def script(running: Any) -> None:
         await running.answered(100)
