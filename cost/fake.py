@@ -44,9 +44,18 @@ class MemoryLedger:
 
     async def reserve(self, intent: Intent) -> int:
         self._check()
-        spent = self._spent(intent.at_us)
-        if intent.budget_nano is not None and spent + intent.estimate_nano > intent.budget_nano:
-            raise BudgetExhausted(f"the day's budget of ${intent.budget_nano / 1e9:.4f} is used up")
+        limits = intent.limits
+        for whose, limit, spent in (
+            ("the day's", limits.day, self._spent(intent.at_us)),
+            (f"task {intent.task}'s", limits.task, self._spent(intent.at_us, lambda o: o.task == intent.task)),
+            (
+                f"tenant {intent.tenant}'s",
+                limits.tenant,
+                self._spent(intent.at_us, lambda o: o.tenant == intent.tenant),
+            ),
+        ):
+            if limit is not None and spent + intent.estimate_nano > limit:
+                raise BudgetExhausted(f"{whose} budget of ${limit / 1e9:.4f} is used up")
         attempt_id = len(self.attempts) + 1
         self.attempts[attempt_id] = Attempt(intent, "reserved", intent.estimate_nano)
         return attempt_id
@@ -76,9 +85,10 @@ class MemoryLedger:
     def close(self) -> None:
         self.broken = True
 
-    def _spent(self, at_us: int) -> int:
+    def _spent(self, at_us: int, counts: Callable[[Intent], bool] = lambda _: True) -> int:
         day = at_us // DAY_US
-        return sum(a.cost_nano for a in self.attempts.values() if a.intent.at_us // DAY_US == day)
+        attempts = self.attempts.values()
+        return sum(a.cost_nano for a in attempts if a.intent.at_us // DAY_US == day and counts(a.intent))
 
     def _check(self) -> None:
         if self.broken:

@@ -64,9 +64,13 @@ class PriceTable(msgspec.Struct, frozen=True):
         name = model.removeprefix(SIMULATED)
         return self.models.get(name) or self.models.get(_SNAPSHOT.sub("", name))
 
-    def cost_nano(self, model: str, usage: Usage) -> int | None:
-        """What the call costs, rounded half up once on the sum; None if a price it needs is unknown."""
+    def _for(self, model: str, batch: bool) -> Price | None:
         price = self.price(model)
+        return _in_batch(price) if price is not None and batch else price
+
+    def cost_nano(self, model: str, usage: Usage, *, batch: bool = False) -> int | None:
+        """What the call costs, rounded half up once on the sum; None if a price it needs is unknown."""
+        price = self._for(model, batch)
         if price is None or _too_long(
             price, usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h
         ):
@@ -85,13 +89,33 @@ class PriceTable(msgspec.Struct, frozen=True):
                 total += tokens * rate
         return (total + _MILLION // 2) // _MILLION
 
-    def upper_bound_nano(self, model: str, input_tokens: int, max_output_tokens: int) -> int | None:
+    def upper_bound_nano(
+        self, model: str, input_tokens: int, max_output_tokens: int, *, batch: bool = False
+    ) -> int | None:
         """The most the call can cost: every input token in the dearest bucket, all output used, rounded up."""
-        price = self.price(model)
+        price = self._for(model, batch)
         if price is None or _too_long(price, input_tokens):
             return None
         dearest = max(price.input, price.cache_read or 0, price.cache_write_5m or 0, price.cache_write_1h or 0)
         return -(-(input_tokens * dearest + max_output_tokens * price.output) // _MILLION)
+
+
+def _in_batch(price: Price) -> Price | None:
+    """What the batch API charges. Discounts multiply: cached tokens get that of plain input. None: no batch price."""
+    if price.batch_input is None or price.batch_output is None:
+        return None
+
+    def less(rate: int | None) -> int | None:
+        return None if rate is None else rate * (price.batch_input or 0) // (price.input or 1)
+
+    return msgspec.structs.replace(
+        price,
+        input=price.batch_input,
+        output=price.batch_output,
+        cache_read=less(price.cache_read),
+        cache_write_5m=less(price.cache_write_5m),
+        cache_write_1h=less(price.cache_write_1h),
+    )
 
 
 def _too_long(price: Price, prompt_tokens: int) -> bool:

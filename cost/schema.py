@@ -16,7 +16,7 @@ from pathlib import Path
 from cost.types import LedgerError, LedgerUnwritable
 
 APPLICATION_ID = 0x43524F53  # "CROS": tells our file from another program's database
-VERSION = 2
+VERSION = 3
 DAY_US = 86_400_000_000
 
 _V1 = (
@@ -49,7 +49,21 @@ _MACHINES = """CREATE TABLE machines (
         started_us INTEGER NOT NULL, pid INTEGER NOT NULL, threads INTEGER NOT NULL, device TEXT NOT NULL,
         cores INTEGER NOT NULL, engine TEXT NOT NULL, usd_per_hour REAL
     ) STRICT"""  # a row a process, from when on its model answered
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, (_MACHINES,))  # the n-th takes a file from version n to n + 1
+_BUDGETS = (
+    "ALTER TABLE attempts ADD COLUMN reasoning INTEGER",
+    "ALTER TABLE attempts ADD COLUMN batch INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE attempts ADD COLUMN reply_id TEXT NOT NULL DEFAULT ''",
+    """CREATE TABLE spend_by (
+        day INTEGER NOT NULL, scope TEXT NOT NULL, name TEXT NOT NULL, nano INTEGER NOT NULL,
+        PRIMARY KEY (day, scope, name)
+    ) STRICT, WITHOUT ROWID""",  # scope: task or tenant
+    *(
+        f"INSERT INTO spend_by SELECT at_us / {DAY_US}, '{scope}', {scope}, sum(cost_nano) FROM attempts GROUP BY 1, 3"  # noqa: S608 - our names
+        for scope in ("task", "tenant")
+    ),
+)
+_MISSING = ", NULL AS reasoning, 0 AS batch, '' AS reply_id"  # of attempts, before version 3
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, (_MACHINES,), _BUDGETS)  # the n-th takes a file from version n to n + 1
 
 
 def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
@@ -89,13 +103,16 @@ def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
     try:
         for i, path in enumerate(paths):
             db.execute("ATTACH ? AS " + f"l{i}", (_readable_uri(path),))
+        versions = [db.execute(f"PRAGMA l{i}.user_version").fetchone()[0] for i in range(len(paths))]
         for table in ("inputs", "attempts", "spend"):
-            union = " UNION ALL ".join(f"SELECT * FROM l{i}.{table}" for i in range(len(paths)))  # noqa: S608 - our names
+            union = " UNION ALL ".join(
+                f"SELECT *{_MISSING if table == 'attempts' and version < 3 else ''} FROM l{i}.{table}"  # noqa: S608 - our names
+                for i, version in enumerate(versions)
+            )
             db.execute(f"CREATE TEMP VIEW {table} AS {union}")
         db.execute(_MACHINES)  # none, for ledgers from before there was such a table
         machines = ["SELECT -1 AS ledger, * FROM main.machines"]
-        noting = [i for i in range(len(paths)) if db.execute(f"PRAGMA l{i}.user_version").fetchone() >= (2,)]
-        machines += [f"SELECT {i}, * FROM l{i}.machines" for i in noting]  # noqa: S608
+        machines += [f"SELECT {i}, * FROM l{i}.machines" for i, version in enumerate(versions) if version >= 2]  # noqa: S608
         db.execute(f"CREATE TEMP VIEW machines AS {' UNION ALL '.join(machines)}")
         db.execute("PRAGMA query_only = ON")
         db.execute("BEGIN")

@@ -23,6 +23,7 @@ class Usage(msgspec.Struct, frozen=True):
     cache_write_5m: int = 0
     cache_write_1h: int = 0
     output: int = 0  # thinking tokens included: providers bill them as output
+    reasoning: int = 0  # of the output: what was thought before the answer. Told, not priced again
     estimated: bool = False  # the provider gave none, or nonsense: an upper bound of ours stands here
 
 
@@ -56,6 +57,26 @@ class InputRow(msgspec.Struct, frozen=True):
     frontier_us: int = 0
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What a UTC day may cost, over all processes of the ledger: nano-USD, None for no limit."""
+
+    day: int | None = None  # everything
+    task: int | None = None  # this call's task
+    tenant: int | None = None  # this call's tenant
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What a UTC day may cost at most: everything, each task, each tenant. nano-USD; None or absent: no limit."""
+
+    day: int | None = None
+    tasks: dict[str, int] = {}
+    tenants: dict[str, int] = {}
+
+    def limits(self, task: str, tenant: str) -> Limits:
+        """Those that a call falls under."""
+        return Limits(self.day, self.tasks.get(task), self.tenants.get(tenant))
+
+
 class Intent(msgspec.Struct, frozen=True):
     """A paid call about to be made."""
 
@@ -68,7 +89,8 @@ class Intent(msgspec.Struct, frozen=True):
     model: str
     estimate_nano: int  # upper bound of what it can cost
     tokens: int = 0  # of the text, by the local tokenizer (0: not counted)
-    budget_nano: int | None = None  # dollars a UTC day over all tasks and processes; None: no limit
+    limits: Limits = Limits()
+    batch: bool = False  # through the provider's batch API, at its batch price
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -81,6 +103,7 @@ class Outcome(msgspec.Struct, frozen=True):
     price_version: str = ""
     error: str | None = None  # class name of the provider error
     latency_us: int = 0
+    reply_id: str = ""  # the provider's own name for its reply, to find it in the provider's books
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -102,4 +125,4 @@ class LedgerUnwritable(LedgerError):
 
 
 class BudgetExhausted(LedgerError):
-    """The reservation would exceed the day's budget; nothing was reserved."""
+    """The reservation would exceed a budget of the day; nothing was reserved."""

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from cost.types import Intent, Outcome, Usage
+from cost.types import Budget, Intent, Outcome, Usage
 from providers import prompt
 from providers.books import Books
 from providers.breaker import Admission, Breaker
@@ -39,7 +39,7 @@ class Terms(msgspec.Struct):
     """What holds for all attempts; the budget may change. `clock` and `wall` in seconds: the first measures, the second
     dates."""
 
-    budget_nano: int | None
+    budget: Budget
     min_call_s: float  # a call that can't end in time would only cost
     slot_wait_s: float  # for another call to end, where as many as allowed are in flight
     clock: Callable[[], float]
@@ -125,7 +125,7 @@ class Lane:
             model=self.provider.model,
             estimate_nano=estimate,
             tokens=caller.tokens,
-            budget_nano=self._terms.budget_nano,
+            limits=self._terms.budget.limits(question.task, caller.tenant),
         )
 
     async def _reserve(self, call: _Call) -> int:

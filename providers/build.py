@@ -6,7 +6,7 @@ from typing import Literal
 
 from providers.types import Provider
 
-Kind = Literal["anthropic", "openai"]
+Kind = Literal["anthropic", "openai", "openai-decisions", "openai-chat"]
 
 
 def build(kind: Kind, *, name: str, model: str, api_key: str, base_url: str | None = None) -> Provider:

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from cost.types import BudgetExhausted, LedgerError, Outcome
+from cost.types import Budget, BudgetExhausted, LedgerError, Outcome
 from providers.attempt import Busy, Failed, Lane, Skipped, Terms
 from providers.books import Books, Ledger
 from providers.breaker import Breaker, BreakerSettings
@@ -33,7 +33,7 @@ class Chain:
         *,
         ledger: Ledger,
         prices: Prices,
-        budget_nano: int | None,
+        budget: Budget,
         max_attempts: int = 2,
         max_in_flight: int = 16,
         breaker: BreakerSettings | None = None,
@@ -47,7 +47,7 @@ class Chain:
         self._max_attempts = max_attempts
         self._min_call_s = min_call_s
         self._clock = clock
-        self.terms = Terms(budget_nano, min_call_s, slot_wait_s, clock, wall)
+        self.terms = Terms(budget, min_call_s, slot_wait_s, clock, wall)
         self._lanes = [
             Lane(
                 provider,

@@ -30,6 +30,13 @@ class Label(msgspec.Struct, frozen=True):
     description: str = ""
 
 
+class Example(msgspec.Struct, frozen=True):
+    """A text with its right label, shown to the model as part of the prompt's stable part."""
+
+    text: str
+    label: str
+
+
 class Question(msgspec.Struct, frozen=True):
     """One text and the closed set of labels to choose from (2 or more, unique names)."""
 
@@ -37,6 +44,7 @@ class Question(msgspec.Struct, frozen=True):
     text: str
     labels: tuple[Label, ...]
     instructions: str = ""  # from the config: what the task is about
+    examples: tuple[Example, ...] = ()
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -46,6 +54,8 @@ class Answer(msgspec.Struct, frozen=True):
     model: str  # as the response names it
     usage: Usage
     confidence: float | None = None
+    scores: tuple[tuple[str, float], ...] = ()  # probabilities of labels, best first, 10 at most; () if none are given
+    reply_id: str = ""  # the provider's own name for this reply
 
 
 class FrontierAnswer(msgspec.Struct, frozen=True):
@@ -58,6 +68,7 @@ class FrontierAnswer(msgspec.Struct, frozen=True):
     latency_us: int
     attempts: int
     confidence: float | None = None
+    scores: tuple[tuple[str, float], ...] = ()
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -85,10 +96,11 @@ class ProviderError(Exception):
 
     billed: Literal["no", "yes", "unknown"] = "no"
 
-    def __init__(self, message: str, *, usage: Usage | None = None, model: str = "") -> None:
+    def __init__(self, message: str, *, usage: Usage | None = None, model: str = "", reply_id: str = "") -> None:
         super().__init__(message)
         self.usage = usage
         self.model = model
+        self.reply_id = reply_id
 
 
 class Transient(ProviderError):

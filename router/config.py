@@ -96,6 +96,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     escalate: Escalate = "auto"
 
 
+class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    text: Annotated[str, Meta(min_length=1, max_length=4_000)]
+    label: Text
+
+
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: Text | None = None
     model: Text | None = None
@@ -103,6 +108,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     over_length: OverLength | None = None
     instructions: Annotated[str, Meta(max_length=4_000)] = ""
     descriptions: dict[str, str] = {}
+    examples: Annotated[tuple[Example, ...], Meta(max_length=64)] = ()
     policy: Policy = Policy()
 
 
@@ -116,23 +122,35 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    kind: Literal["anthropic", "openai"]
+    kind: Literal["anthropic", "openai", "openai-decisions", "openai-chat"]
     model: Annotated[str, Meta(min_length=1, max_length=200)]
     api_key_env: (
         Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of an environment variable")]
         | None
     ) = None
     base_url: Annotated[str, Meta(pattern=r"^https?://.+", description='a URL like "https://HOST/v1"')] | None = None
+    via: Literal["bedrock", "vertex", "azure"] | None = None
+    region: Text | None = None
+    project: Text | None = None
+    api_version: Text | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    structured: Literal["auto", "schema", "json", "none"] = "auto"
+    max_in_flight: Annotated[int, Meta(ge=1, le=10_000)] = 16
     price: Price | None = None
+    usd_per_hour: Usd | None = None
 
     @property
     def key_variable(self) -> str:
         """The environment variable that holds the key."""
-        return self.api_key_env or {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}[self.kind]
+        return self.api_key_env or ("ANTHROPIC_API_KEY" if self.kind == "anthropic" else "OPENAI_API_KEY")
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usd_per_day: Usd | None = None
+    tasks: dict[Name, Usd] = {}
+    tenants: dict[Name, Usd] = {}
+    when_out: Literal["local", "refuse"] = "local"
 
 
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

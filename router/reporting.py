@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cost.crossover import Hardware
 from cost.prices import Price, PriceTable
-from cost.types import NANO_PER_USD
+from cost.types import NANO_PER_USD, Budget
 from router.config import Config
 from router.config import Price as ConfiguredPrice
 
@@ -14,6 +14,18 @@ from router.config import Price as ConfiguredPrice
 def price_table(config: Config) -> PriceTable:
     """The shipped table, with the config's own prices on top."""
     return PriceTable.load({p.model: _price(p.price) for p in config.providers.values() if p.price is not None})
+
+
+def budget(config: Config) -> Budget:
+    def nano(usd: float) -> int:
+        return round(usd * NANO_PER_USD)
+
+    given = config.budget
+    return Budget(
+        nano(config.budget_usd),
+        {task: nano(usd) for task, usd in given.tasks.items()},
+        {tenant: nano(usd) for tenant, usd in given.tenants.items()},
+    )
 
 
 def hardware(config: Config) -> list[Hardware] | None:

@@ -30,7 +30,7 @@ from router.local_tier import LocalTier
 from router.pipeline import Pipeline
 from router.problems import ProblemError
 from router.reload import Adopted, taken_over
-from router.reporting import price_table
+from router.reporting import budget, price_table
 from router.siblings import ALONE, Place
 from router.telemetry import Telemetry
 from router.types import ClassifyRequest
@@ -97,7 +97,7 @@ class Service:
             [make_provider(name, config) for name in config.providers],
             ledger=self.ledger,
             prices=self.prices,
-            budget_nano=None,
+            budget=budget(self.config),
             on_attempt=self._count_attempt,
         )
         stack.push_async_callback(self.chain.close)
@@ -183,7 +183,7 @@ class Service:
         self.loaded, self.config = loaded, loaded.config
         self.config_digest = config_digest(self.secret, self.config)
         self.door.reload(self.config)
-        self.chain.terms.budget_nano = round(self.config.budget_usd * NANO_PER_USD)
+        self.chain.terms.budget = budget(self.config)
         self.telemetry.config_was_loaded(self.config_digest)
         self.telemetry.budget.set(self.config.budget_usd)
 

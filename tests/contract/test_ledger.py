@@ -11,7 +11,7 @@ import pytest
 
 from cost.fake import MemoryLedger
 from cost.ledger import Ledger
-from cost.types import BudgetExhausted, InputRow, Intent, Outcome, Usage
+from cost.types import BudgetExhausted, InputRow, Intent, Limits, Outcome, Usage
 
 NOON_US = 1_800_000_000_000_000
 
@@ -27,7 +27,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def intent(estimate: int, budget: int | None = 100) -> Intent:
-    return Intent("req", 0, NOON_US, "t", "task", "p", "m", estimate, budget_nano=budget)
+    return Intent("req", 0, NOON_US, "t", "task", "p", "m", estimate, limits=Limits(budget))
 
 
 def test_a_reservation_counts_until_it_is_settled_and_only_once(ledger: Any) -> None:

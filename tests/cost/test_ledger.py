@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cost.fake import MemoryLedger
 from cost.ledger import Ledger
-from cost.types import BudgetExhausted, InputRow, Intent, LedgerError, LedgerUnwritable, Outcome, Usage
+from cost.types import BudgetExhausted, InputRow, Intent, LedgerError, LedgerUnwritable, Limits, Outcome, Usage
 from cost.verify import verify
 
 Make = Callable[..., Any]
@@ -113,14 +113,14 @@ def test_close_writes_what_waits_and_refuses_what_comes_after(tmp_path: Path, ro
 def test_a_budget_is_a_utc_day_s_and_money_set_aside_counts(tmp_path: Path, intent: Make, noon: int) -> None:
     async def main() -> None:
         ledger = Ledger.open(tmp_path / "l.db", clock=lambda: noon / 1e6)
-        first = await ledger.reserve(intent("a", estimate_nano=600, budget_nano=1000))
+        first = await ledger.reserve(intent("a", estimate_nano=600, limits=Limits(1000)))
         with pytest.raises(BudgetExhausted):
-            await ledger.reserve(intent("b", estimate_nano=401, budget_nano=1000))
+            await ledger.reserve(intent("b", estimate_nano=401, limits=Limits(1000)))
         assert ledger.spent_today_nano() == 600
         await ledger.settle(first, Outcome("settled", "m", Usage(input=1), 50, "v"))
         assert ledger.spent_today_nano() == 50
-        await ledger.reserve(intent("c", estimate_nano=950, budget_nano=1000))
-        await ledger.reserve(intent("d", estimate_nano=1000, budget_nano=1000, at_us=noon + DAY))
+        await ledger.reserve(intent("c", estimate_nano=950, limits=Limits(1000)))
+        await ledger.reserve(intent("d", estimate_nano=1000, limits=Limits(1000), at_us=noon + DAY))
         assert ledger.spent_today_nano() == 1000
         ledger.close()
 
@@ -171,13 +171,13 @@ def test_a_caller_who_leaves_while_money_is_set_aside_gets_it_freed(tmp_path: Pa
 RESERVER = """
 import asyncio, sys
 from cost.ledger import Ledger
-from cost.types import BudgetExhausted, Intent
+from cost.types import BudgetExhausted, Intent, Limits
 async def main(path, name):
     ledger = Ledger.open(path, busy_ms=20_000)
     print("ready", flush=True); sys.stdin.readline()
     async def one(i):
         try:
-            await ledger.reserve(Intent(f"{name}{i}", 0, %d, "t", "k", "p", "m", 1000, budget_nano=150_500))
+            await ledger.reserve(Intent(f"{name}{i}", 0, %d, "t", "k", "p", "m", 1000, limits=Limits(150_500)))
         except BudgetExhausted:
             return 0
         return 1
@@ -222,7 +222,7 @@ def test_the_ledger_and_its_fake_keep_the_same_books(
         for kind, number, what, budget in steps:
             try:
                 if kind == "reserve":
-                    wanted: Intent = intent("r", estimate_nano=number, at_us=noon + what * DAY, budget_nano=budget)
+                    wanted: Intent = intent("r", estimate_nano=number, at_us=noon + what * DAY, limits=Limits(budget))
                     heard.append(await ledger.reserve(wanted))
                 else:
                     heard.append(await ledger.settle(number, what))

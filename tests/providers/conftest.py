@@ -10,6 +10,7 @@ import pytest
 
 from cost.fake import MemoryLedger
 from cost.prices import PriceTable
+from cost.types import Budget
 from providers.build import build
 from providers.chain import Chain
 from providers.simulator import Simulator
@@ -54,7 +55,7 @@ class Books:
     def __init__(self, providers: list[Provider], **settings: Any) -> None:
         self.ledger = settings.pop("ledger", None) or MemoryLedger()
         self.outcomes: list[tuple[str, str, Any]] = []
-        settings.setdefault("budget_nano", 10**9)
+        settings.setdefault("budget", Budget(10**9))
         settings.setdefault("prices", PriceTable.load())
         self.chain = Chain(
             providers, ledger=self.ledger, on_attempt=lambda *seen: self.outcomes.append(seen), **settings

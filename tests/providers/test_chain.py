@@ -14,7 +14,7 @@ import structlog
 
 from cost.fake import MemoryLedger
 from cost.prices import PriceTable
-from cost.types import Intent, Outcome, Usage
+from cost.types import Budget, Intent, Outcome, Usage
 from providers.breaker import BreakerSettings
 from providers.fake import ScriptedProvider
 from providers.simulator import Simulator
@@ -151,7 +151,7 @@ def test_no_byte_is_sent_without_budget_without_books_or_without_a_price(
         nothing_priced = PriceTable("v", PriceTable.load().as_of, "test", {})
         async with Simulator() as sim:
             for reason, settings in (
-                ("budget", {"budget_nano": 1}),
+                ("budget", {"budget": Budget(1)}),
                 ("provider_unavailable", {"ledger": broken}),
                 ("provider_unavailable", {"prices": nothing_priced}),
             ):
@@ -169,7 +169,7 @@ def test_the_budget_ends_the_calls_and_is_never_overspent(provider_on: On, books
     async def main() -> None:
         budget = 3_000_000  # a few reservations at once
         async with Simulator() as sim:
-            b = books([provider_on(sim, "anthropic")], budget_nano=budget)
+            b = books([provider_on(sim, "anthropic")], budget=Budget(budget))
             results = await asyncio.gather(*(b.ask(question, index=i) for i in range(40)), return_exceptions=True)
             refused = [r for r in results if isinstance(r, FrontierUnavailable)]
             assert {r.reason for r in refused} == {"budget"}

@@ -168,7 +168,7 @@ sha256 = "1111111111111111111111111111111111111111111111111111111111111111"
             assert service.model is model
             assert service.config_digest != digest
             assert service.config.tasks["banking"].policy.threshold == 0.25
-            assert service.chain.terms.budget_nano == 3_000_000_000
+            assert service.chain.terms.budget.day == 3_000_000_000
             assert service.telemetry.registry.get_sample_value("crossover_budget_usd") == 3.0
             await service.reload(written(CONFIG + "[model]\nmax_tokens = 64\n"))
             assert len(opened) == 1
