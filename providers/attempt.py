@@ -10,7 +10,6 @@ import msgspec
 import structlog
 
 from cost.types import Budget, Intent, Outcome, Usage
-from providers import prompt
 from providers.books import Books
 from providers.breaker import Admission, Breaker
 from providers.settlement import Settlement
@@ -89,7 +88,7 @@ class Lane:
         """The answer and its cost in nano-USD. Raises `Skipped`, `Failed`, `LedgerError`."""
         if self.breaker.state == "open":
             raise Skipped(f"left alone for {self.breaker.open_for_s():.0f} s after {self.breaker.last_error}")
-        bound = prompt.of(question).upper_bound(question.text)
+        bound = self.provider.upper_bound(question)
         estimate = self._settlement.estimate(bound)
         if estimate is None:
             raise Skipped(f"no price is known for {self.provider.model}; add it to the config")

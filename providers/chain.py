@@ -61,7 +61,7 @@ class Chain:
         ]
 
     def configured(self) -> Sequence[tuple[str, str]]:
-        return [(lane.provider.name, lane.provider.model) for lane in self._lanes]
+        return [(lane.provider.name, lane.provider.identity) for lane in self._lanes]
 
     def status(self) -> list[dict[str, Any]]:
         """For /v1/status: a line a provider."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from cost.types import Usage
+from providers import prompt
 from providers.types import Answer, ProviderError, Question
 
 Step = Answer | ProviderError | Callable[[Question], Awaitable[Answer]]
@@ -19,6 +21,13 @@ class ScriptedProvider:
         self.asked: list[Question] = []
         self.closed = False
         self._steps = list(steps)
+
+    @property
+    def identity(self) -> str:
+        return f"scripted/{self.model}"
+
+    def upper_bound(self, question: Question) -> Usage:
+        return prompt.of(question).upper_bound(question.text)
 
     async def ask(self, question: Question, *, timeout: float) -> Answer:  # noqa: ASYNC109, ARG002
         self.asked.append(question)

@@ -63,6 +63,14 @@ class SdkProvider(Generic[R]):
     def __repr__(self) -> str:
         return f"SdkProvider({self.name!r}, {self.model!r})"
 
+    @property
+    def identity(self) -> str:
+        return self.model
+
+    def upper_bound(self, question: Question) -> Usage:
+        """A byte-level tokenizer never makes more tokens than there are bytes."""
+        return prompt.of(question).upper_bound(question.text)
+
     async def close(self) -> None:
         await self._client.close()
 

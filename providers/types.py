@@ -4,6 +4,7 @@ ProviderError                      carries `usage` where the provider reported o
 ├── Transient                      another provider, or a later try, may succeed
 │   ├── RateLimited                429; `retry_after` seconds where it said so
 │   ├── Unavailable                5xx, refused, reset, TLS
+│   ├── SchemaRefused              the server knows no strict schemas; the same provider asks more simply next time
 │   └── TimedOut                   our deadline; the call may have been billed
 ├── Permanent                      asking again the same way is pointless
 │   ├── AuthFailed                 401, 403
@@ -86,7 +87,10 @@ class Provider(Protocol):
     @property
     def name(self) -> str: ...  # in the config
     @property
-    def model(self) -> str: ...  # as configured
+    def model(self) -> str: ...  # as configured, and as the price table knows it: "gpt-6-luna/decisions"
+    @property
+    def identity(self) -> str: ...  # kind, model and settings: what of the config changes its answers
+    def upper_bound(self, question: Question) -> Usage: ...  # what one call can use at most
     async def ask(self, question: Question, *, timeout: float) -> Answer: ...  # noqa: ASYNC109 - passed to the SDK
     async def close(self) -> None: ...
 
@@ -119,6 +123,10 @@ class Unavailable(Transient):
     """5xx, connection refused or reset."""
 
     billed = "unknown"
+
+
+class SchemaRefused(Transient):
+    """The server does not know strict schemas. The provider has noted it: asked again, it asks more simply."""
 
 
 class TimedOut(Transient):
@@ -161,5 +169,5 @@ class Frontier(Protocol):
     async def answer(self, question: Question, caller: Caller, *, deadline: float) -> FrontierAnswer: ...
 
     def configured(self) -> Sequence[tuple[str, str]]:
-        """(provider name, model) in order: part of a frontier answer's cache identity."""
+        """(provider name, `Provider.identity`) in order: part of a frontier answer's cache identity."""
         ...

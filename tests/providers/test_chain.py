@@ -347,7 +347,7 @@ def test_status_and_configured_name_the_providers_in_order(books: Books, questio
         first = ScriptedProvider("a", "claude-haiku-5-5", [Unavailable("x")])
         b = books([first, ScriptedProvider("b", "gpt-6-luna", [ANSWER])])
         await b.ask(question)
-        assert b.chain.configured() == [("a", "claude-haiku-5-5"), ("b", "gpt-6-luna")]
+        assert b.chain.configured() == [("a", "scripted/claude-haiku-5-5"), ("b", "scripted/gpt-6-luna")]
         status = b.chain.status()
         assert [(s["name"], s["breaker"], s["last_error"], s["calls"]) for s in status] == [
             ("a", "closed", "Unavailable", 1),
