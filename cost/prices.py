@@ -19,8 +19,9 @@ from cost.types import Usage
 TABLE = "prices-2026-11-21.json"
 SIMULATED = "simulated/"
 _MILLION = 1_000_000
-#: Snapshots cost what the model without the date costs: `gpt-6-luna-2026-10-01`, `claude-haiku-4-5-20251001`.
-_SNAPSHOT = re.compile(r"-(20\d{2}-\d{2}-\d{2}|20\d{6})$")
+#: Snapshots cost what the model without the date costs: `gpt-6-luna-2026-10-01`, `claude-haiku-4-5-20251001`; so
+#: does what they charge at an endpoint of its own, `gpt-6-luna-2026-10-01/decisions`.
+_SNAPSHOT = re.compile(r"-(20\d{2}-\d{2}-\d{2}|20\d{6})(?=$|/)")
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,7 +31,7 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: int
     cache_read: int | None = None
     cache_write_5m: int | None = None
-    cache_write_1h: int | None = None
+    cache_write_1h: int | None = None  # the longer-lived kind: an hour (Anthropic), 12 hours (OpenAI)
     batch_input: int | None = None
     batch_output: int | None = None
     prompt_cache_min_tokens: int | None = None  # shorter prompt prefixes are not cached

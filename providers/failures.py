@@ -42,8 +42,10 @@ def from_status(status: int, headers: Mapping[str, str], code: str = "") -> Prov
     if status in (408, 409, 425):
         return unbilled(Unavailable(said))
     if 300 <= status < 400:
-        return BadRequest(f"{said}: redirects are not followed; set base_url to where the API is")
-    return BadRequest(f"{said}: the request was refused; check the model's name and the labels")
+        return BadRequest(f"{said}: redirects are not followed; set base_url to where the API is", status=status)
+    if status == 413 or code == "context_length_exceeded":
+        return BadRequest(f"{said}: the text, or the prompt with its labels, is too long for the model", status=413)
+    return BadRequest(f"{said}: the request was refused; check the model's name and the labels", status=status)
 
 
 def from_cause(error: BaseException) -> ProviderError:
@@ -65,7 +67,16 @@ def from_cause(error: BaseException) -> ProviderError:
                 return TimedOut("no answer in time")
             case httpx2.TransportError():
                 return Unavailable(f"the connection broke ({type(found).__name__})")
+            case _ if _about_credentials(found):
+                return AuthFailed("no credentials could be had, or they have expired")
     return Unavailable(f"the call failed ({type(error).__name__})")
+
+
+def _about_credentials(error: BaseException) -> bool:
+    """A cloud's own are looked for at the first call, by libraries that need not be installed."""
+    if type(error).__name__ in ("DefaultCredentialsError", "RefreshError", "NoCredentialsError", "ProfileNotFound"):
+        return True
+    return type(error).__name__ in ("RuntimeError", "OpenAIError", "AnthropicError") and "redential" in str(error)
 
 
 def unbilled(error: ProviderError) -> ProviderError:

@@ -7,7 +7,18 @@ from typing import Literal
 import msgspec
 
 from providers.settlement import Prices
-from providers.types import AuthFailed, BadAnswer, BadRequest, Label, Provider, ProviderError, Question, RateLimited
+from providers.types import (
+    Answer,
+    AuthFailed,
+    BadAnswer,
+    BadRequest,
+    Label,
+    Provider,
+    ProviderError,
+    Question,
+    RateLimited,
+    SchemaRefused,
+)
 
 _QUESTION = Question(
     task="check",
@@ -25,26 +36,41 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
-async def check(provider: Provider, price_table: Prices, *, timeout: float = 20.0) -> list[Finding]:  # noqa: ASYNC109
-    """Ask one question of two labels. Costs a fraction of a cent; never raises for what the provider does."""
+async def check(
+    provider: Provider,
+    price_table: Prices,
+    *,
+    usd_per_hour: float | None = None,
+    timeout: float = 20.0,  # noqa: ASYNC109
+) -> list[Finding]:
+    """Ask one question of two labels. Costs a fraction of a cent; never raises for what the provider does.
+    `usd_per_hour`: of a server that is not paid by token."""
+    findings: list[Finding] = []
 
     def finding(level: Literal["ok", "warning", "error"], what: str, detail: str) -> Finding:
         return Finding(provider.name, level, what, detail)
 
-    try:
-        answer = await provider.ask(_QUESTION, timeout=timeout)
-    except ProviderError as error:
-        level: Literal["warning", "error"] = "warning" if isinstance(error, RateLimited) else "error"  # it passes
-        return [finding(level, _what(error), f"{type(error).__name__}: {error}")]
-    findings = [finding("ok", "provider", f"{answer.model} answered {answer.label!r}")]
+    answer: Answer | None = None
+    while answer is None:
+        try:
+            answer = await provider.ask(_QUESTION, timeout=timeout)
+        except ProviderError as error:
+            if isinstance(error, SchemaRefused) and len(findings) < 2:  # there are three ways of asking
+                findings.append(finding("warning", "schema", str(error)))
+                continue
+            level: Literal["warning", "error"] = "warning" if isinstance(error, RateLimited) else "error"  # it passes
+            return [*findings, finding(level, _what(error), f"{type(error).__name__}: {error}")]
+    findings.append(finding("ok", "provider", f"{answer.model} answered {answer.label!r}"))
     if answer.model.startswith("simulated/"):
         findings.append(finding("warning", "model", "the answers are simulated: base_url leads to a simulator"))
-    elif provider.model not in answer.model:
+    elif provider.model.removesuffix("/decisions") not in answer.model and answer.model not in provider.model:
         findings.append(finding("warning", "model", f"{provider.model} is configured, {answer.model} answered"))
     if answer.label != "delivery":
         findings.append(finding("warning", "model", f"a clear case was answered with {answer.label!r}"))
     cost = price_table.cost_nano(answer.model, answer.usage)
-    if cost is None:
+    if usd_per_hour is not None:
+        findings.append(finding("ok", "price", f"paid by the hour: ${usd_per_hour:g} an hour of calls"))
+    elif cost is None:
         findings.append(finding("error", "price", f"no price is known for {answer.model}; add it to the config"))
     elif answer.usage.estimated:
         findings.append(finding("warning", "price", "no usable token counts came back; costs are upper bounds"))

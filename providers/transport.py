@@ -14,6 +14,8 @@ import httpx2
 
 #: A label and its wrapping take a few hundred bytes; what is larger than this is no answer.
 MAX_REPLY_BYTES = 256 * 1024
+#: With the value "stream": how both SDKs ask for a response before its body is read.
+STREAMED = "x-stainless-raw-response"
 
 
 class ReplyTooLarge(httpx2.TransportError):
@@ -21,15 +23,17 @@ class ReplyTooLarge(httpx2.TransportError):
 
 
 class BoundedTransport(httpx2.AsyncBaseTransport):
-    """Reads each reply whole, decoding at most `MAX_REPLY_BYTES` of it."""
+    """Reads each reply whole, decoding at most `MAX_REPLY_BYTES` of it. Only a batch's results, which are asked for as
+    a stream, are passed on as they come, never compressed: who reads them bounds them (`providers.batches.lines`)."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        # A gzip bomb is decoded before an SDK can look at it, so none is asked for.
-        request.headers["accept-encoding"] = "identity"
         response = await self._inner.handle_async_request(request)
+        streamed = request.headers.get(STREAMED) == "stream" and response.is_success
+        if streamed and _encoding(response) in ("identity", ""):
+            return response
         try:
             body = await _bounded(response)
         finally:
@@ -41,8 +45,12 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         await self._inner.aclose()
 
 
+def _encoding(response: httpx2.Response) -> str:
+    return response.headers.get("content-encoding", "identity").strip().lower()
+
+
 async def _bounded(response: httpx2.Response) -> bytes:
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    encoding = _encoding(response)
     if encoding not in ("identity", "gzip", "deflate", ""):
         raise ReplyTooLarge(f"a reply in the encoding {encoding!r}, which was not asked for")
     # 47: zlib or gzip, by the header.
@@ -75,7 +83,14 @@ def http_client(base_url: str) -> httpx2.AsyncClient:
     proxy = None if local or proxy_bypass(url.host) else getproxies().get(url.scheme)
     _keep_texts_out_of_logs()
     transport = BoundedTransport(httpx2.AsyncHTTPTransport(proxy=proxy))
-    return httpx2.AsyncClient(transport=transport, follow_redirects=False, trust_env=False)
+    return httpx2.AsyncClient(
+        transport=transport,
+        # A gzip bomb is decoded before an SDK can look at it, so none is asked for. The transport can't set this: by
+        # then a request may be signed, and AWS' signature covers it.
+        headers={"accept-encoding": "identity"},
+        follow_redirects=False,
+        trust_env=False,
+    )
 
 
 def checked_key(api_key: str, name: str) -> str:

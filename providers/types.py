@@ -9,7 +9,8 @@ ProviderError                      carries `usage` where the provider reported o
 ├── Permanent                      asking again the same way is pointless
 │   ├── AuthFailed                 401, 403
 │   └── BadRequest                 400, 404, 413, 422: model name, schema, size
-└── BadAnswer                      200, but not an answer: malformed, refused, truncated, outside the label set
+└── BadAnswer                      200, but not an answer: malformed, truncated, outside the label set
+    └── Refused                    the model, or a filter before it, would not answer
 
 FrontierUnavailable                what the chain raises in the end, with the reason for `degraded`
 """
@@ -144,13 +145,21 @@ class AuthFailed(Permanent):
 
 
 class BadRequest(Permanent):
-    """The provider refuses the request itself: unknown model, schema, size."""
+    """The provider refuses the request itself: unknown model, schema, size. `status`: 0 if it was never sent."""
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class BadAnswer(ProviderError):
     """A reply that is not an answer. Billed like any other."""
 
     billed = "yes"
+
+
+class Refused(BadAnswer):
+    """The model, or a filter before it, would not answer."""
 
 
 class FrontierUnavailable(Exception):

@@ -22,29 +22,58 @@ def from_messages(reported: Any, bound: Usage) -> Usage:
         written - hour,
         hour,
         _count(report, "output_tokens", required=True),
+        _count(_dict(report.get("output_tokens_details")), "thinking_tokens"),
     )
 
 
 def from_responses(reported: Any, bound: Usage) -> Usage:
-    """OpenAI Responses. It has one price for cache writes, whatever their time to live."""
+    """OpenAI Responses and Decisions. Writes live for 30 minutes, or for 12 hours where somebody has asked for it:
+    these stand with the dearer of two kinds."""
     report = _dict(reported)
     details = _dict(report.get("input_tokens_details"))
     read, written = _count(details, "cached_tokens"), _count(details, "cache_write_tokens")
+    long = _count(_dict(details.get("cache_write_tokens_details")), "ttl_12h_tokens")
     return _plausible(
         bound,
         _count(report, "input_tokens", required=True) - read - written,
         read,
-        written,
-        0,
+        written - long,
+        long,
         _count(report, "output_tokens", required=True),
+        _count(_dict(report.get("output_tokens_details")), "reasoning_tokens"),
     )
 
 
-def _plausible(bound: Usage, plain: int, read: int, write_5m: int, write_1h: int, output: int) -> Usage:
+def from_chat(reported: Any, bound: Usage) -> Usage:
+    """OpenAI-compatible chat: as Responses, under other names.
+
+    Some servers leave thoughts out of `completion_tokens` and count them in `total_tokens` only: they are output.
+    """
+    report = _dict(reported)
+    details = _dict(report.get("prompt_tokens_details"))
+    read, written = _count(details, "cached_tokens"), _count(details, "cache_write_tokens")
+    prompt = _count(report, "prompt_tokens", required=True)
+    output = _count(report, "completion_tokens", required=True)
+    if output >= 0:
+        output = max(output, _count(report, "total_tokens") - prompt)
+    return _plausible(
+        bound,
+        prompt - read - written,
+        read,
+        written,
+        0,
+        output,
+        _count(_dict(report.get("completion_tokens_details")), "reasoning_tokens"),
+    )
+
+
+def _plausible(bound: Usage, plain: int, read: int, write_5m: int, write_1h: int, output: int, reasoning: int) -> Usage:
     prompt = plain + read + write_5m + write_1h
-    if min(plain, read, write_5m, write_1h, output) < 0 or not 0 < prompt <= bound.input or output > bound.output:
+    if min(plain, read, write_5m, write_1h, reasoning) < 0 or not 0 < prompt <= bound.input:
         return bound
-    return Usage(plain, read, write_5m, write_1h, output)
+    if not reasoning <= output <= bound.output:
+        return bound
+    return Usage(plain, read, write_5m, write_1h, output, reasoning)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import msgspec
 
 from local_model.types import Classifier, TaskInfo
-from providers.types import Label
+from providers.types import Example, Label
 from router.policy import Rules
+from router.types import Degraded
 
 
 class TaskRoute(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class TaskRoute(msgspec.Struct, frozen=True):
     frontier_parts: Mapping[str, str]  # everything that changes the frontier's
     local_identity: str  # their digests
     frontier_identity: str
+    examples: tuple[Example, ...] = ()
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -37,7 +39,7 @@ class Ask(msgspec.Struct, frozen=True):
     rules: Rules
     deadline: float  # in the loop's time
     started_ns: int  # time.perf_counter_ns
-    strict: bool = False
+    refuses: frozenset[Degraded] = frozenset()  # reasons to give an error instead of a label that stands in
     coalesce: bool = True  # share the computation of an identical text in flight
     read_cache: bool = True
     write_cache: bool = True

@@ -22,6 +22,8 @@ Text = Annotated[str, Meta(min_length=1)]
 Escalate = Literal["auto", "never"]
 OverLength = Literal["escalate", "truncate", "reject"]
 
+#: Without configured keys there is one tenant, and only this machine can connect. It is the command line's, too.
+LOCAL_TENANT = "local"
 #: What a day may cost until somebody sets `budget.usd_per_day`.
 DEFAULT_BUDGET_USD = 1.0
 
@@ -141,9 +143,17 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usd_per_hour: Usd | None = None
 
     @property
+    def priced_as(self) -> str:
+        """The model's name in the price table: an endpoint with prices of its own is a model of its own."""
+        name = self.model.removesuffix("/decisions")
+        return f"{name}/decisions" if self.kind == "openai-decisions" else self.model
+
+    @property
     def key_variable(self) -> str:
-        """The environment variable that holds the key."""
-        return self.api_key_env or ("ANTHROPIC_API_KEY" if self.kind == "anthropic" else "OPENAI_API_KEY")
+        """The environment variable that holds the key; empty: only a cloud's own credentials."""
+        from providers.platforms import key_variable
+
+        return self.api_key_env or key_variable(self.kind, self.via)
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,6 +183,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: Budget = Budget()
     ledger: Ledger = Ledger()
     hardware: dict[Name, Hardware] = {}
+
+    @property
+    def tenants(self) -> list[str]:
+        """Who may spend something: the keys' tenants; without keys only one."""
+        return list(dict.fromkeys([*(key.tenant for key in self.auth.keys), *self.budget.tenants])) or [LOCAL_TENANT]
 
     @property
     def budget_usd(self) -> float:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from router import paths
-from router.config import Config, Model, Provider, Task
+from router import paths, provider_checks
+from router.addresses import is_loopback, is_url
+from router.config import LOCAL_TENANT, Config, Model, Task
 
 Key = tuple[str, ...]
 Problem = tuple[Key, str]
-
-#: A value of `api_key_env` that is shown in messages. What looks otherwise may be the key itself.
-VARIABLE = re.compile(r"^[A-Z][A-Z0-9]{0,15}(_[A-Z0-9]{1,16}){1,7}$")
 
 
 def check(config: Config, written: Mapping[str, Any], path: Path, environ: Mapping[str, str]) -> Iterator[Problem]:
@@ -28,6 +23,7 @@ def check(config: Config, written: Mapping[str, Any], path: Path, environ: Mappi
         yield ("tasks",), "no task is configured; add a [tasks.NAME] section, or use `serve --model`"
     for name, task in config.tasks.items():
         yield from _task(("tasks", name), task, written["tasks"][name], path)
+        yield from _too_many_labels(name, task, config, path)
         if task.over_length == "escalate" and not written.get("providers"):
             yield ("tasks", name, "over_length"), '"escalate" needs a provider; use "truncate" or "reject"'
     source, revision = config.model.source, config.model.revision
@@ -35,8 +31,8 @@ def check(config: Config, written: Mapping[str, Any], path: Path, environ: Mappi
     if revision is not None and (source == Model().source or _is_folder(path, source)):
         yield ("model", "revision"), "only a model from the hub has a revision; take it out"
     for name, provider in config.providers.items():
-        yield from _provider(("providers", name), provider, environ)
-    if not _is_url(config.cache.url):
+        yield from provider_checks.check(("providers", name), provider, environ)
+    if not is_url(config.cache.url):
         yield ("cache", "url"), "this is no URL that can be used; write redis://USER:PASSWORD@HOST:PORT/NUMBER"
     given = written.get("auth")
     if not is_loopback(config.server.host) and not (isinstance(given, dict) and given.get("keys")):
@@ -45,21 +41,31 @@ def check(config: Config, written: Mapping[str, Any], path: Path, environ: Mappi
             f"{config.server.host} can be reached from other machines, but [[auth.keys]] is empty; add a key, "
             'or use host = "127.0.0.1"',
         )
-    tenants = {key.tenant for key in config.auth.keys}
+    tenants = _tenants(given)
     for name in config.auth.limits:
         if name not in tenants:
             yield ("auth", "limits", name), f"no key in [[auth.keys]] is for tenant {name}"
+    yield from _budget(config, written, tenants)
     if sum(hardware.this_machine for hardware in config.hardware.values()) > 1:
         yield ("hardware",), "only one entry can have this_machine = true"
 
 
 def notes(config: Config, path: Path) -> Iterator[str]:
     """Said at start: defaults that cost or expose something."""
-    if config.providers and config.budget.usd_per_day is None:
+    budget = config.budget
+    if config.providers and budget.usd_per_day is None:
+        then = "are then refused (503)" if budget.when_out == "refuse" else "then get the local label, marked degraded"
         yield (
             f"budget.usd_per_day is not set: paid calls stop at ${config.budget_usd:.2f} a day (UTC); "
-            "uncertain texts then get the local label, marked degraded"
+            f"uncertain texts {then}"
         )
+    for scope, limits in (("tasks", budget.tasks), ("tenants", budget.tenants)):
+        for name, usd in limits.items():
+            if usd > config.budget_usd:
+                yield (
+                    f"budget.{scope}.{name} is ${usd:g} a day, but budget.usd_per_day (${config.budget_usd:g}) "
+                    "stops all paid calls before"
+                )
     if not config.providers:
         yield "no provider is configured: uncertain texts get the local label, marked degraded: no_provider"
     if not config.auth.keys:
@@ -75,14 +81,27 @@ def notes(config: Config, path: Path) -> Iterator[str]:
             )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+def _tenants(auth: Any) -> list[str]:
+    """Whom the keys are for, whatever else is wrong with them."""
+    keys = auth.get("keys") if isinstance(auth, dict) else None
+    found = [key.get("tenant") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
+    return [name for name in found if isinstance(name, str)]
+
+
+def _budget(config: Config, written: Mapping[str, Any], tenants: list[str]) -> Iterator[Problem]:
+    tasks = written.get("tasks")
+    for name in config.budget.tasks:
+        if isinstance(tasks, dict) and name not in tasks:
+            yield ("budget", "tasks", name), f"there is no task {name}; {_meant(name, tasks)}"
+    known = [*tenants, LOCAL_TENANT]  # that one needs no key: the command line's, and without keys everybody's
+    for name in config.budget.tenants:
+        if name not in known:
+            yield ("budget", "tenants", name), f"no key in [[auth.keys]] is for tenant {name}; {_meant(name, known)}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(sorted(set(known)))}"
 
 
 def _task(here: Key, task: Task, written: Mapping[str, Any], path: Path) -> Iterator[Problem]:
@@ -100,13 +119,38 @@ def _task(here: Key, task: Task, written: Mapping[str, Any], path: Path) -> Iter
     if not manifest.exists():
         yield (*here, "head"), f"no head at {manifest.parent}; make one with `crossover learn --task {here[-1]}`"
         return
-    try:  # the plain JSON: the type it has is in `local_model.heads`, which needs numpy
-        labels = [str(label["name"]) for label in json.loads(manifest.read_bytes())["labels"]]
-    except (OSError, ValueError, LookupError, TypeError):
+    labels = _labels_of(manifest)
+    if labels is None:
         yield (*here, "head"), f"{manifest} can't be read; make the head anew with `crossover learn`"
         return
     yield from _labels((*here, "policy", "labels"), task.policy.labels, labels)
     yield from _labels((*here, "descriptions"), task.descriptions, labels)
+    for place, example in enumerate(task.examples):
+        for (*_, name), what in _labels(here, [example.label], labels):
+            yield (*here, "examples", str(place)), f"label {name!r}: {what}"
+
+
+def _labels_of(manifest: Path) -> list[str] | None:
+    """From the plain JSON: the type it has is in `local_model.heads`, which needs numpy."""
+    try:
+        return [str(label["name"]) for label in json.loads(manifest.read_bytes())["labels"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _too_many_labels(name: str, task: Task, config: Config, path: Path) -> Iterator[Problem]:
+    from providers.settings import MOST_DECISION_LABELS
+
+    if task.head is None or task.policy.escalate == "never":
+        return
+    count = len(_labels_of(paths.head_path(path, task.head) / "manifest.json") or ())
+    for provider, asked in config.providers.items():
+        if asked.kind == "openai-decisions" and count > MOST_DECISION_LABELS:
+            yield (
+                ("providers", provider, "kind"),
+                f"OpenAI Decisions takes {MOST_DECISION_LABELS} labels at most and the head of task {name} has "
+                f'{count}; use kind = "openai"',
+            )
 
 
 def _labels(here: Key, named: Iterable[str], labels: list[str]) -> Iterator[Problem]:
@@ -123,44 +167,3 @@ def _source(here: Key, path: Path, source: str) -> Iterator[Problem]:
 
 def _is_folder(path: Path, source: str) -> bool:
     return paths.relative_to(path, source).is_dir()
-
-
-def _provider(here: Key, provider: Provider, environ: Mapping[str, str]) -> Iterator[Problem]:
-    from cost.prices import PriceTable
-
-    url = provider.base_url
-    on_this_machine = url is not None and _is_url(url) and is_loopback(urlsplit(url).hostname or "")
-    variable, key = provider.key_variable, environ.get(provider.key_variable, "")
-    named = f"the environment variable {variable}"
-    if not VARIABLE.match(variable):
-        named = "the environment variable that api_key_env names (its name, not the key itself, belongs there)"
-    if not key and not on_this_machine:
-        yield here, f"{named} is not set; it holds the API key"
-    if not key.isascii() or (key and not key.isprintable()) or " " in key:
-        yield here, f"{named} has blanks, line breaks or other signs in it that no API key has; set it again"
-    prices = PriceTable.load()
-    if provider.price is None and prices.price(provider.model) is None:
-        yield (
-            (*here, "model"),
-            f"no price is known for {provider.model!r} (price table of {prices.version}); "
-            f"add [providers.{here[-1]}.price] with dollars per million tokens, or correct the name",
-        )
-    if url is None:
-        return
-    if not _is_url(url):
-        yield (*here, "base_url"), "this is no URL that can be used; write https://HOST or https://HOST:PORT/PATH"
-    elif "@" in urlsplit(url).netloc:
-        yield (*here, "base_url"), "this holds a user or a password; the key belongs into the environment"
-    elif url.startswith("http://") and not on_this_machine:
-        yield (*here, "base_url"), "must be https:// unless it is on this machine"
-
-
-def _is_url(url: str) -> bool:
-    """Whether clients can take it apart: their own messages would quote it, password and all."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return False
-    has_place = bool(parts.hostname) if parts.scheme in ("http", "https", "redis", "rediss") else True
-    return has_place and url.isprintable() and " " not in url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -99,7 +100,7 @@ def from_frontier(answer: FrontierAnswer, local: Outcome) -> Outcome:
         source="frontier",
         label=answer.label,
         confidence=answer.confidence,
-        scores=() if answer.confidence is None else ((answer.label, answer.confidence),),
+        scores=answer.scores,
         model=answer.model,
         truncated=False,
         error=None,
@@ -137,12 +138,17 @@ def degraded(local: Outcome, why: FrontierUnavailable) -> Outcome:
     )
 
 
-def refuse_degraded(outcome: Outcome) -> Outcome:
-    """`strict`: a degraded answer is an error."""
-    if outcome.degraded is None:
+def refuse_degraded(outcome: Outcome, reasons: Collection[Degraded]) -> Outcome:
+    """An answer that is degraded for one of these reasons is an error."""
+    if outcome.degraded not in reasons:
         return outcome
     detail = f"the frontier's answer was wanted ({outcome.degraded}): {outcome.detail}"
     return msgspec.structs.replace(outcome, source="error", label=None, error="degraded", detail=detail)
+
+
+def retry_after_s(outcome: Outcome, now: float) -> float:
+    """Seconds until it is worth asking again: at once, or when the budgets of the next UTC day begin."""
+    return 86_400 - now % 86_400 if outcome.degraded == "budget" else 1.0
 
 
 def shared(outcome: Outcome) -> Outcome:

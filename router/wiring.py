@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from cost.types import NANO_PER_USD
 from local_model.engines import cores
 from local_model.model import LocalModel, ModelSettings, TaskSpec
-from providers.types import Label, Provider
+from providers.chain import LaneSettings
+from providers.types import Example, Label, Provider
 from router.ask import TaskRoute
 from router.cache import inspect, keys
 from router.config import Config, Hardware
@@ -64,9 +66,29 @@ def make_provider(name: str, config: Config) -> Provider:
         provider.kind,
         name=name,
         model=provider.model,
-        api_key=os.environ.get(provider.key_variable) or "none",
+        # On this machine a server may ask for none; in a cloud there are other credentials.
+        api_key=os.environ.get(provider.key_variable) or ("" if provider.via else "none"),
         base_url=provider.base_url,
+        via=provider.via,
+        region=provider.region,
+        project=provider.project,
+        api_version=provider.api_version,
+        effort=provider.effort,
+        thinking_tokens=provider.thinking_tokens,
+        structured=provider.structured,
     )
+
+
+def lane_settings(config: Config) -> dict[str, LaneSettings]:
+    """By provider name."""
+
+    def nano(usd: float | None) -> int | None:
+        return None if usd is None else round(usd * NANO_PER_USD)
+
+    return {
+        name: LaneSettings(provider.max_in_flight, nano(provider.usd_per_hour))
+        for name, provider in config.providers.items()
+    }
 
 
 def task_route(
@@ -79,8 +101,9 @@ def task_route(
     labels = tuple(
         Label(label, task.descriptions.get(label) or info.descriptions.get(label, "")) for label in info.labels
     )
+    examples = tuple(Example(example.text, example.label) for example in task.examples)
     local_parts = dict(part.partition("=")[::2] for part in info.identity)
-    frontier_parts = {"prompt and labels": prompt_digest(labels, task.instructions), "providers": chain}
+    frontier_parts = {"prompt and labels": prompt_digest(labels, task.instructions, examples), "providers": chain}
     return TaskRoute(
         info=info,
         classifier=model,
@@ -88,6 +111,7 @@ def task_route(
         labels=labels,
         label_names=frozenset(info.labels),
         instructions=task.instructions,
+        examples=examples,
         local_parts=local_parts,
         frontier_parts=frontier_parts,
         local_identity=identity(secret, "local", local_parts),

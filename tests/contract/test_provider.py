@@ -1,19 +1,22 @@
-"""Every provider keeps the same promises: both SDKs over a socket, and the scripted one."""
+"""Every provider keeps the same promises: four formats through both SDKs over a socket, and the scripted one."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from cost.prices import PriceTable
 from cost.types import Usage
 from providers.build import build
 from providers.fake import ScriptedProvider
+from providers.settings import Kind
 from providers.simulator import Simulator
 from providers.types import Answer, BadAnswer, Label, ProviderError, Question, RateLimited, Unavailable
 
 QUESTION = Question("t", "I lost my card", (Label("lost", "a lost card"), Label("fee", "a fee")))
+KINDS = [*get_args(Kind), "scripted"]
 FAULTS: list[tuple[str, type[ProviderError]]] = [
     ("429", RateLimited),
     ("500", Unavailable),
@@ -26,12 +29,12 @@ FAULTS: list[tuple[str, type[ProviderError]]] = [
 def provider(kind: str, sim: Simulator, step: Any = None) -> Any:
     if kind == "scripted":
         return ScriptedProvider("p", "m", [step or Answer("lost", "m", Usage(input=5, output=1))])
-    url = sim.url + ("/v1" if kind == "openai" else "")
-    model = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}[kind]
-    return build(kind, name="p", model=model, api_key="k", base_url=url)
+    url = sim.url + ("" if kind == "anthropic" else "/v1")
+    model = "claude-haiku-5-5" if kind == "anthropic" else "gpt-6-luna"
+    return build(kind, name="p", model=model, api_key="k", base_url=url)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "openai", "scripted"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_is_a_label_of_the_question_with_usage(kind: str) -> None:
     """And the model that gave it."""
 
@@ -48,7 +51,38 @@ def test_an_answer_is_a_label_of_the_question_with_usage(kind: str) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "openai", "scripted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_uses_no_more_than_its_upper_bound(kind: str) -> None:
+    """Which is what the ledger reserves."""
+
+    async def main() -> None:
+        async with Simulator() as sim:
+            asked = provider(kind, sim)
+            used, bound = (await asked.ask(QUESTION, timeout=10)).usage, asked.upper_bound(QUESTION)
+            assert bound.estimated
+            assert used.input + used.cache_read + used.cache_write_5m + used.cache_write_1h <= bound.input
+            assert used.output <= bound.output
+            await asked.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_provider_says_who_it_is(kind: str) -> None:
+    """Its name in the config, the model as it is priced, and what of its settings changes an answer."""
+
+    async def main() -> None:
+        async with Simulator() as sim:
+            asked = provider(kind, sim)
+            assert asked.name == "p"
+            assert kind == "scripted" or PriceTable.load().price(asked.model)
+            assert asked.model.removesuffix("/decisions") in asked.identity
+            await asked.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("fault", "expected"), FAULTS)
 def test_a_fault_is_an_error_of_the_tree(kind: str, fault: str, expected: type[ProviderError]) -> None:
     """The same one whoever is asked, after one call."""

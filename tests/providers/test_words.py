@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from cost.types import Usage
 from providers import failures, prompt, usage
-from providers.parse import answer_of, label_of, name_of
-from providers.types import AuthFailed, BadAnswer, Label, Question
+from providers.parse import label_of, name_of, scores_of, unwrapped
+from providers.types import AuthFailed, BadAnswer, Example, Label, Question
 
 LABELS = ("card_arrival", "Ärger", "a", 'quo"ted')
 BOUND = Usage(input=1000, output=100, estimated=True)
@@ -37,12 +37,39 @@ replies = st.one_of(
 )
 
 
-@given(replies)
+# What chat models put around their JSON, whole and in pieces.
+wrapped = st.builds(
+    "".join,
+    st.lists(st.sampled_from(["<think>", "</think>", "```json\n", "```", "\n", " "]) | replies, max_size=5),
+)
+
+
+@given(replies | wrapped)
 def test_for_all_strings_a_label_of_the_set_or_an_error(reply: str) -> None:
+    """Read strictly, and as chat is read."""
+    for text in (reply, unwrapped(reply)):
+        try:
+            assert label_of(text, LABELS) in LABELS
+        except BadAnswer as error:
+            assert error.__context__ is None  # the decoder's error would quote the reply
+
+
+@given(replies)
+def test_whatever_is_understood_strictly_is_understood_the_same_when_unwrapped(reply: str) -> None:
     try:
-        assert label_of(reply, LABELS) in LABELS
-    except BadAnswer as error:
-        assert error.__context__ is None  # the decoder's error would quote the reply
+        label = label_of(reply, LABELS)
+    except BadAnswer:
+        return
+    assert label_of(unwrapped(reply), LABELS) == label
+
+
+@given(st.lists(st.tuples(labels | values, st.floats() | st.floats(0, 0.3) | values), max_size=5))
+def test_whatever_probabilities_are_given_those_kept_are_of_labels_and_possible(pairs: Any) -> None:
+    scores = scores_of(pairs, LABELS)
+    assert {label for label, _ in scores} <= set(LABELS)
+    assert all(0 <= probability <= 1 for _, probability in scores)
+    assert sum(probability for _, probability in scores) <= 1.01
+    assert [probability for _, probability in scores] == sorted((p for _, p in scores), reverse=True)
 
 
 @given(st.sampled_from(LABELS), st.booleans())
@@ -75,12 +102,6 @@ def test_a_near_miss_is_a_miss(reply: str) -> None:
         label_of(reply, LABELS)
 
 
-def test_a_bad_answer_carries_model_and_usage() -> None:
-    with pytest.raises(BadAnswer) as caught:
-        answer_of("nonsense", LABELS, model="m", usage=BOUND)
-    assert (caught.value.model, caught.value.usage) == ("m", BOUND)
-
-
 @pytest.mark.parametrize("name", ["", None, 7, "x" * 129, "a\nb", "<script>", "ä"])
 def test_a_name_that_is_none_is_dropped(name: object) -> None:
     assert name_of(name) == ""
@@ -95,10 +116,12 @@ def test_no_text_can_leave_its_json_string(text: str) -> None:
 @given(st.text(), st.text(min_size=1))
 def test_the_upper_bound_covers_every_byte_that_is_sent(text: str, label: str) -> None:
     question = Question("t", text, (Label(label), Label(label + "2")))
-    sent = prompt.of(question).prefix + prompt.user_part(text)
-    bound = prompt.of(question).upper_bound(text)
-    assert bound.input > len(sent.encode())
+    shown = prompt.of(question)
+    bound = shown.upper_bound(text)
+    assert bound.input > len((shown.prefix + prompt.user_part(text)).encode())
     assert bound.output > len(json.dumps({"label": label}))
+    bound = shown.choice_upper_bound(text)
+    assert bound.input > len(json.dumps(shown.choice)) + len(text.encode(errors="replace"))
 
 
 def test_the_prefix_is_the_same_for_all_texts_and_its_digest_tells_every_change(question: Question) -> None:
@@ -110,8 +133,17 @@ def test_the_prefix_is_the_same_for_all_texts_and_its_digest_tells_every_change(
         ((Label(first.name, "another description"), *rest), question.instructions),
         ((*rest, first), question.instructions),
         ((*question.labels, Label("new")), question.instructions),
+        (question.labels, question.instructions, (Example("a", first.name),)),
+        (question.labels, question.instructions, (Example("b", first.name),)),
+        (question.labels, question.instructions, (Example("a", rest[0].name),)),
+        (question.labels, question.instructions, (Example("a", first.name), Example("b", first.name))),
     ]
     assert len({digest, *(prompt.prompt_digest(*parts) for parts in changed)}) == 1 + len(changed)
+
+
+def test_the_words_of_version_1_are_these_when_there_are_no_examples(question: Question) -> None:
+    """Other words under the same version would let old answers pass for new ones."""
+    assert (prompt.PROMPT_VERSION, prompt.of(question).digest) == ("1", "fae61c86f92afccb350dafd02f235259")
 
 
 def test_the_stable_part_is_made_once_for_all_texts_of_a_task(question: Question) -> None:
@@ -125,6 +157,11 @@ def test_the_stable_part_is_made_once_for_all_texts_of_a_task(question: Question
     ("reported", "understood"),
     [
         ({"input_tokens": 10, "output_tokens": 5}, Usage(10, 0, 0, 0, 5)),
+        (
+            {"input_tokens": 10, "output_tokens": 50, "output_tokens_details": {"thinking_tokens": 45}},
+            Usage(10, 0, 0, 0, 50, 45),
+        ),
+        ({"input_tokens": 10, "output_tokens": 5, "output_tokens_details": {"thinking_tokens": 6}}, BOUND),
         (
             {
                 "input_tokens": 10,
@@ -165,6 +202,11 @@ def test_messages_usage_leaves_cached_tokens_out_of_its_input(reported: object, 
     [
         ({}, Usage(100, 0, 0, 0, 5)),
         ({"cached_tokens": 60, "cache_write_tokens": 30}, Usage(10, 60, 30, 0, 5)),
+        (
+            {"cache_write_tokens": 30, "cache_write_tokens_details": {"ttl_30m_tokens": 20, "ttl_12h_tokens": 10}},
+            Usage(70, 0, 20, 10, 5),
+        ),
+        ({"cache_write_tokens": 30, "cache_write_tokens_details": {"ttl_12h_tokens": 31}}, BOUND),
         ({"cached_tokens": 101}, BOUND),
         ({"cached_tokens": -1}, BOUND),
         (None, Usage(100, 0, 0, 0, 5)),
@@ -175,12 +217,55 @@ def test_responses_usage_holds_cached_tokens_in_its_input(details: object, under
     assert usage.from_responses(reported, BOUND) == understood
 
 
-@given(values)
-def test_whatever_is_reported_no_bucket_is_negative_and_the_sum_is_bounded(reported: object) -> None:
-    for read in (usage.from_messages, usage.from_responses):
-        used = read(reported, BOUND)
-        assert min(used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.output) >= 0
-        assert 0 < used.input + used.cache_read + used.cache_write_5m + used.cache_write_1h <= BOUND.input
+@pytest.mark.parametrize(
+    ("more", "understood"),
+    [
+        ({}, Usage(100, 0, 0, 0, 5)),
+        ({"prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 30}}, Usage(10, 60, 30, 0, 5)),
+        ({"prompt_tokens_details": {"cached_tokens": 101}}, BOUND),
+        ({"prompt_tokens_details": None, "completion_tokens_details": None}, Usage(100, 0, 0, 0, 5)),
+        ({"completion_tokens_details": {"reasoning_tokens": 4}, "total_tokens": 105}, Usage(100, 0, 0, 0, 5, 4)),
+        # Gemini's and xAI's way: thoughts are in the total only.
+        ({"completion_tokens_details": {"reasoning_tokens": 40}, "total_tokens": 145}, Usage(100, 0, 0, 0, 45, 40)),
+        ({"total_tokens": 145}, Usage(100, 0, 0, 0, 45)),
+        ({"completion_tokens_details": {"reasoning_tokens": 40}}, BOUND),
+        ({"completion_tokens": None}, BOUND),
+        ({"prompt_tokens": "100"}, BOUND),
+        ({"total_tokens": 10**9}, BOUND),
+    ],
+)
+def test_chat_usage_holds_cached_tokens_in_its_prompt_and_thoughts_in_its_total(more: Any, understood: Usage) -> None:
+    assert usage.from_chat({"prompt_tokens": 100, "completion_tokens": 5} | more, BOUND) == understood
+
+
+# Reports with every key that is read, and counts that are likely to be plausible.
+counts = st.integers(0, 90) | st.integers(-3, 120) | st.integers() | st.sampled_from([None, "7", 1.0, True])
+totals = ("input_tokens", "prompt_tokens", "output_tokens", "completion_tokens")
+inner = ("cached_tokens", "cache_write_tokens", "reasoning_tokens", "thinking_tokens", "ephemeral_1h_input_tokens")
+optional = ("total_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+details = st.builds(
+    lambda flat, deeper: flat | deeper,
+    st.dictionaries(st.sampled_from(inner), counts),
+    st.just({}) | counts.map(lambda count: {"cache_write_tokens_details": {"ttl_12h_tokens": count}}),
+)
+reports = st.fixed_dictionaries(
+    dict.fromkeys(totals, counts),
+    optional=dict.fromkeys(optional, counts)
+    | dict.fromkeys(["input_tokens_details", "prompt_tokens_details", "cache_creation"], details)
+    | dict.fromkeys(["output_tokens_details", "completion_tokens_details"], details | values),
+)
+
+
+@pytest.mark.parametrize("read", [usage.from_messages, usage.from_responses, usage.from_chat])
+@given(reports | values)
+def test_whatever_is_reported_no_bucket_is_negative_and_the_sum_is_bounded(read: Any, reported: object) -> None:
+    """Decisions are read as Responses are."""
+    used = read(reported, BOUND)
+    buckets = (used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.output, used.reasoning)
+    assert min(buckets) >= 0
+    assert 0 < sum(buckets[:4]) <= BOUND.input
+    assert used.reasoning <= used.output <= BOUND.output
+    assert used == BOUND or not used.estimated
 
 
 def test_retry_after_understands_dates_and_milliseconds() -> None:

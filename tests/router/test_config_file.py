@@ -183,7 +183,9 @@ def test_a_bad_choice_is_answered_with_the_good_ones(tmp_path: Path) -> None:
     """And a pattern with what fits it, not with the expression."""
     text = GOOD + 'over_length = "cut"\n[providers.x]\nkind = "antropic"\nmodel = "m"\n[cache]\nurl = "localhost"\n'
     found = {problem.split(": ")[1]: problem for problem in problems(tmp_path, text)}
-    assert found["providers.x.kind"].endswith("is 'antropic'; permitted: anthropic, openai")
+    assert found["providers.x.kind"].endswith(
+        "is 'antropic'; permitted: anthropic, openai, openai-decisions, openai-chat"
+    )
     assert found["tasks.banking.over_length"].endswith("is 'cut'; permitted: escalate, truncate, reject")
     assert "redis://localhost:6379/0" in found["cache.url"]
     assert "regex" not in found["cache.url"]
@@ -339,3 +341,97 @@ def test_a_key_without_its_line_or_bounds_is_missed(line: str, missed: str) -> N
     """The search above, shown to find what it looks for."""
     text = default_path().read_text(encoding="utf-8")
     assert missed in list(unexplained(Config, re.sub(line, "", text)))
+
+
+KEYS = {"ANTHROPIC_API_KEY": "k", "OPENAI_API_KEY": "k"}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "words"),
+    [
+        ('kind = "openai"\nmodel = "gpt-6-luna"\nregion = "us-east-1"', "region", 'via = "bedrock" and "vertex"'),
+        ('kind = "openai"\nmodel = "gpt-6-luna"\nproject = "p"', "project", 'via = "vertex"'),
+        ('kind = "openai"\nmodel = "gpt-6-luna"\napi_version = "1"', "api_version", 'via = "azure"'),
+        ('kind = "openai"\nmodel = "gpt-6-luna"\nstructured = "json"', "structured", 'kind = "openai-chat"'),
+        ('kind = "anthropic"\nmodel = "claude-haiku-5-5"\neffort = "minimal"', "effort", '"low" or more'),
+        ('kind = "openai-decisions"\nmodel = "gpt-6-luna"\neffort = "low"', "effort", "take it out"),
+        ('kind = "openai-decisions"\nmodel = "gpt-6-luna"\nthinking_tokens = 5', "thinking_tokens", "take it out"),
+        ('kind = "openai-decisions"\nmodel = "gpt-6-sol"', "model", "'gpt-6-sol/decisions'"),
+        (
+            'kind = "openai-chat"\nmodel = "m"\nbase_url = "http://localhost:8000/v1"',
+            "model",
+            "usd_per_hour for a server",
+        ),
+        ('kind = "openai-chat"\nmodel = "m"\nusd_per_hour = 1.2', "usd_per_hour", "base_url"),
+        (
+            'kind = "openai-chat"\nmodel = "m"\nbase_url = "http://localhost:8000/v1"\nusd_per_hour = 1.2\n'
+            "price = { input = 1.0, output = 1.0 }",
+            "usd_per_hour",
+            "by the hour or by the token",
+        ),
+        ('kind = "anthropic"\nmodel = "claude-haiku-5-5"\nvia = "bedrock"', "region", "AWS_REGION"),
+        ('kind = "openai"\nmodel = "gpt-6-luna"\nvia = "vertex"\nregion = "global"', "project", "GOOGLE_CLOUD_PROJECT"),
+        ('kind = "openai"\nmodel = "gpt-6-luna"\nvia = "azure"', "base_url", "https://RESOURCE.openai.azure.com"),
+        (
+            'kind = "openai-decisions"\nmodel = "gpt-6-luna"\nvia = "azure"\nbase_url = "https://r.openai.azure.com"',
+            "via",
+            "only to be had from OpenAI",
+        ),
+    ],
+)
+def test_a_providers_setting_that_means_nothing_there_is_named_with_what_to_do(
+    tmp_path: Path, section: str, key: str, words: str
+) -> None:
+    environ = KEYS | {"AWS_BEARER_TOKEN_BEDROCK": "k", "AZURE_OPENAI_API_KEY": "k", "TOKEN": "k"}
+    if "vertex" in section:
+        section += '\napi_key_env = "TOKEN"'
+    (problem,) = problems(tmp_path, f"{GOOD}[providers.x]\n{section}\n", **environ)
+    assert f"providers.x.{key}: " in problem
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        'kind = "openai-decisions"\nmodel = "gpt-6-luna"',
+        'kind = "openai-decisions"\nmodel = "gpt-6-luna/decisions"',
+        'kind = "openai-chat"\nmodel = "m"\nbase_url = "http://127.0.0.1:8000/v1"\nusd_per_hour = 1.2',
+        'kind = "openai-chat"\nmodel = "gemini-3.8-flash"\nbase_url = "https://g.example.com/v1beta/openai/"',
+        'kind = "anthropic"\nmodel = "claude-sonnet-5-5"\neffort = "low"\nthinking_tokens = 8_000',
+        'kind = "anthropic"\nmodel = "claude-haiku-5-5"\nvia = "bedrock"\nregion = "eu-west-1"',
+        'kind = "openai"\nmodel = "gpt-6-luna"\nvia = "azure"\nbase_url = "https://r.openai.azure.com"',
+    ],
+)
+def test_every_kind_of_provider_can_be_configured_and_made(tmp_path: Path, section: str) -> None:
+    from router.wiring import make_provider
+
+    environ = KEYS | {"AWS_BEARER_TOKEN_BEDROCK": "k", "AZURE_OPENAI_API_KEY": "k"}
+    config = load(write(tmp_path, f"{GOOD}[providers.x]\n{section}\n"), environ).config
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        made = make_provider("x", config)
+    assert made.model == config.providers["x"].priced_as
+
+
+def test_an_example_with_a_label_that_the_head_does_not_have_is_a_problem(tmp_path: Path) -> None:
+    examples = '[[tasks.banking.examples]]\ntext = "where is it?"\nlabel = "{}"\n'
+    load(write(tmp_path, GOOD + examples.format("card_arrival")), {})
+    (problem,) = problems(tmp_path, GOOD + examples.format("card_arrival") + examples.format("card_arival"))
+    assert "crossover.toml:6: tasks.banking.examples.1" in problem
+    assert "'card_arival'" in problem
+    assert "card_arrival" in problem
+    assert "where is it?" not in problem
+
+
+def test_a_head_with_more_labels_than_a_decision_takes_is_found_before_the_first_call(tmp_path: Path) -> None:
+    head = tmp_path / "many"
+    head.mkdir()
+    labels = [{"name": f"label {number}"} for number in range(256)]
+    (head / "manifest.json").write_text(msgspec.json.encode({"labels": labels}).decode())
+    section = '[providers.x]\nkind = "openai-decisions"\nmodel = "gpt-6-luna"\n'
+    (problem,) = problems(tmp_path, f'[tasks.many]\nhead = "many"\n{section}', **KEYS)
+    assert "providers.x.kind" in problem
+    assert "255 labels at most and the head of task many has 256" in problem
+    never = '[tasks.many]\nhead = "many"\n[tasks.many.policy]\nescalate = "never"\n'
+    load(write(tmp_path, never + section), KEYS)

@@ -18,7 +18,7 @@ from providers.types import Label
 from router import wiring
 from router.cache import keys
 from router.cache.entry import Corrupt, Entry, decode, encode
-from router.config import Config, Task
+from router.config import Config, Example, Task
 
 SECRET = b"s" * 32
 PARTS = st.lists(st.text(max_size=8), max_size=5)
@@ -149,6 +149,7 @@ REQUEST: dict[str, Any] = {
     "names": ("a", "b"),
     "description": "what a means",
     "instructions": "be brief",
+    "example": "an a",
     "chain": "p/m > q/n",
     **{name: f"{name} 1" for name in LOCAL_PARTS},
 }
@@ -165,7 +166,11 @@ def route(it: dict[str, Any]) -> Any:
     info = TaskInfo(
         name="t", labels=labels, descriptions={}, model="m", identity=parts, max_tokens=9, multi_label=False
     )
-    task = Task(instructions=it["instructions"], descriptions={"a": it["description"]})
+    task = Task(
+        instructions=it["instructions"],
+        descriptions={"a": it["description"]},
+        examples=(Example(text=it["example"], label="a"),),
+    )
     model: Any = SimpleNamespace(task=lambda _: info)
     return wiring.task_route("t", Config(tasks={"t": task}), model, it["secret"], it["chain"], 1.0)
 
@@ -187,7 +192,7 @@ NAMES: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
     "the local identity": (lambda it: route(it).local_identity, ("secret", *LOCAL_PARTS)),
     "the frontier's identity": (
         lambda it: route(it).frontier_identity,
-        ("secret", "names", "description", "instructions", "chain"),
+        ("secret", "names", "description", "instructions", "example", "chain"),
     ),
 }
 
@@ -216,10 +221,10 @@ def without(part: str) -> Callable[..., Any]:
     return lambda secret, kind, parts: real(secret, kind, {name: text for name, text in parts.items() if name != part})
 
 
-def undescribed(labels: Any, instructions: str) -> str:
+def undescribed(labels: Any, instructions: str, examples: Any) -> str:
     from providers.prompt import make
 
-    return make(tuple(Label(label.name) for label in labels), instructions).digest
+    return make(tuple(Label(label.name) for label in labels), instructions, examples).digest
 
 
 def unversioned(secret: bytes, *parts: str, real: Any = keys._begun) -> Any:
@@ -240,6 +245,7 @@ MUTANTS: list[tuple[str, str, str, Any]] = [
     ("the frontier's identity", "names", "router.wiring.identity", without("prompt and labels")),
     ("the frontier's identity", "description", "providers.prompt.prompt_digest", undescribed),
     ("the frontier's identity", "instructions", "providers.prompt.prompt_digest", blind(prompt_digest, 1, "")),
+    ("the frontier's identity", "example", "providers.prompt.prompt_digest", blind(prompt_digest, 2, ())),
     ("the frontier's identity", "chain", "router.wiring.identity", without("providers")),
 ]  # fmt: skip
 
