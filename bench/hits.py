@@ -13,9 +13,6 @@ rates.
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
-import socket
 import statistics
 import sys
 import tempfile
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
+import litellm_proxy
 import load
 from harness import ROOT, Bar
 from load import Reply
@@ -52,7 +50,6 @@ TEXTS = 500
 MISSED = 0.001  # a lookup that takes longer than `lookup_ms` is a miss: so many are let pass
 LITELLM_TEXTS = 100  # its in-memory cache holds 200 answers, and it has no setting for that in its documentation
 UNRECORDED_SERVER = str(ROOT / "bench" / "unrecorded_server.py")
-LITELLM_HOME = Path(os.environ.get("CROSSOVER_BENCH_LITELLM", ROOT / ".bench-venvs" / "litellm"))
 #: LiteLLM as its documentation has it: its in-memory cache on; the answer is a mock, so nothing leaves the machine.
 LITELLM_CONFIG = """\
 model_list:
@@ -151,21 +148,9 @@ def start_native(stack: ExitStack, folder: Path, name: str, kind: str, texts: Se
 
 def start_litellm(stack: ExitStack, folder: Path, texts: Sequence[str]) -> Entrant:
     """Raises `OSError` or `SystemExit`: not installed, or it does not start."""
-    command = LITELLM_HOME / "bin" / "litellm"
-    if not command.exists():
-        raise FileNotFoundError(f"{command} is missing; pip.log beside it may say why")
-    key = f"sk-{secrets.token_hex(32)}"
-    config, log = folder / "litellm.yaml", folder / "litellm.log"
-    config.write_text(LITELLM_CONFIG)
-    with socket.socket() as found:  # LiteLLM wants a number, and opens the port itself
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    settings = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    process = stack.enter_context(harness.child([str(command), *arguments], log, **settings))
-    server = harness.wait_for(process, log, rf"running on (http://127\.0\.0\.1:{port})", "/health/liveliness")
-    url = f"{server.url}/v1/chat/completions"
-    headers = {"Authorization": f"Bearer {key}"}
+    proxy = stack.enter_context(litellm_proxy.running(folder, LITELLM_CONFIG))
+    server, url = proxy.server, f"{proxy.server.url}/v1/chat/completions"
+    headers = {"Authorization": f"Bearer {proxy.key}"}
     requests = [
         load.request(url, {"model": "mock", "messages": [{"role": "user", "content": text}]}, headers)
         for text in texts[:LITELLM_TEXTS]

@@ -3,6 +3,8 @@
 
 The local tokenizer counted every input, so this is learned, not guessed: billed input tokens = prefix + ratio * tokens,
 by least squares over the settled calls of a task, priced as those calls were billed (prompt caching as it happened).
+Calls in batches teach the same: their tokens are counted alike. What was bought in one counts with what it cost, the
+rest with the price of single calls.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ ENOUGH_CALLS = 20  # for a line through them; with fewer the ratio is taken as 1
 #: Inputs that API-only would have bought: answered, not from the cache, not shared with an identical one in flight.
 MISS = "error IS NULL AND source <> 'cache' AND coalesced = 0"
 _CALL = "a.state = 'settled' AND a.estimated = 0 AND a.input + a.output > 0 AND a.at_us >= :since"
+BY_THE_HOUR = "$%/h"  # `price_version` of a call to a model that is rented, "$1.2/h": it has no price for tokens
 _NAME = "coalesce(nullif(a.answered_model, ''), a.model)"
 
 
@@ -34,6 +37,7 @@ class ApiCall(msgspec.Struct, frozen=True):
     output_nano: float
     learned: bool  # False: too few calls for a line
     cached_share: float  # of the prompt tokens billed, so many were read from the provider's cache
+    by_the_hour: bool = False  # rented: a call costs its share of the time, whatever its tokens
 
     def nano(self, inputs: int, tokens: int) -> float:
         """What `inputs` texts of `tokens` local tokens together would cost."""
@@ -108,11 +112,12 @@ def _of(alias: str, condition: str) -> str:
 def _learn(db: sqlite3.Connection, since: int, prices: PriceTable, notes: list[str]) -> dict[str, ApiCall]:
     """By task: the line through the calls to the model that was asked most."""
     found: dict[str, ApiCall] = {}
-    for task, model, n, x, y, xx, xy, plain, read, w5, w1, out, nano in db.execute(
+    for task, model, n, x, y, xx, xy, plain, read, w5, w1, out, nano, batched, hourly in db.execute(
         f"""SELECT a.task, {_NAME} AS name, count(*) AS n, sum(a.tokens), sum(t), sum(1.0 * a.tokens * a.tokens),
         sum(1.0 * a.tokens * t), sum(a.input), sum(a.cache_read), sum(a.cache_write_5m), sum(a.cache_write_1h),
-        sum(a.output), sum(a.cost_nano) FROM (SELECT *, input + cache_read + cache_write_5m + cache_write_1h AS t
-        FROM attempts) a WHERE {_CALL} GROUP BY a.task, name ORDER BY n DESC, name""",
+        sum(a.output), sum(a.cost_nano), sum(a.batch), max(a.price_version LIKE '{BY_THE_HOUR}')
+        FROM (SELECT *, input + cache_read + cache_write_5m + cache_write_1h AS t FROM attempts) a
+        WHERE {_CALL} GROUP BY a.task, name ORDER BY n DESC, name""",
         {"since": since},
     ):
         if task in found:
@@ -126,11 +131,17 @@ def _learn(db: sqlite3.Connection, since: int, prices: PriceTable, notes: list[s
                 f"Task {task}: {n} settled calls are too few (or too alike) to learn how many tokens {model} bills; "
                 "one local token is taken as one of its tokens."
             )
+        if batched:
+            notes.append(
+                f"Task {task}: {batched} of its {n} calls were made in batches, at the batch price; inputs that were "
+                "not bought are priced as single calls."
+            )
         prefix = max(0.0, (y - slope * x) / n)
-        price = prices.price(model)
+        price = None if hourly else prices.price(model)
         if price is None:
-            notes.append(f"No list price is known for {model}; its calls count with their mean cost as booked.")
-            call = ApiCall(task, model, n, 0.0, 0.0, 1.0, 0.0, nano / n, learned, 0.0)
+            why = f"{model} is paid by the hour" if hourly else f"No list price is known for {model}"
+            notes.append(f"{why}; its calls count with their mean cost as booked.")
+            call = ApiCall(task, model, n, 0.0, 0.0, 1.0, 0.0, nano / n, learned, 0.0, bool(hourly))
         else:
             read_price, write_price = price.cache_read or price.input, price.cache_write_5m or price.input
             billed = (
@@ -145,7 +156,7 @@ def _learn(db: sqlite3.Connection, since: int, prices: PriceTable, notes: list[s
 
 def _plain(call: ApiCall, prices: PriceTable, inputs: int, tokens: int) -> float:
     """The same inputs with every token at the plain input price."""
-    price = prices.price(call.model)
+    price = None if call.by_the_hour else prices.price(call.model)
     if price is None:
         return call.nano(inputs, tokens)
     prompt = inputs * call.prefix_tokens + call.tokens_per_token * tokens
@@ -154,7 +165,7 @@ def _plain(call: ApiCall, prices: PriceTable, inputs: int, tokens: int) -> float
 
 def _cached(call: ApiCall, prices: PriceTable, inputs: int, tokens: int, notes: list[str]) -> float:
     """The same inputs with the prompt's prefix always read from the provider's cache, where that is to be had."""
-    price = prices.price(call.model)
+    price = None if call.by_the_hour else prices.price(call.model)
     if price is None or price.cache_read is None:
         return call.nano(inputs, tokens)
     least = price.prompt_cache_min_tokens or 1024

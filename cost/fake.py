@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
 
+from cost.limits import refusal
 from cost.schema import DAY_US
-from cost.types import (
-    AttemptState,
-    BudgetExhausted,
-    InputRow,
-    Intent,
-    LedgerError,
-    LedgerUnwritable,
-    Outcome,
-)
+from cost.types import AttemptState, InputRow, Intent, LedgerError, LedgerUnwritable, Outcome, Spent
 
 
 class Attempt(msgspec.Struct):
@@ -44,18 +38,10 @@ class MemoryLedger:
 
     async def reserve(self, intent: Intent) -> int:
         self._check()
-        limits = intent.limits
-        for whose, limit, spent in (
-            ("the day's", limits.day, self._spent(intent.at_us)),
-            (f"task {intent.task}'s", limits.task, self._spent(intent.at_us, lambda o: o.task == intent.task)),
-            (
-                f"tenant {intent.tenant}'s",
-                limits.tenant,
-                self._spent(intent.at_us, lambda o: o.tenant == intent.tenant),
-            ),
-        ):
-            if limit is not None and spent + intent.estimate_nano > limit:
-                raise BudgetExhausted(f"{whose} budget of ${limit / 1e9:.4f} is used up")
+        spent = self._spent(intent.at_us)
+        by = {"day": {"": spent.day}, "task": spent.tasks, "tenant": spent.tenants}
+        if refused := refusal(intent, lambda scope, name: by[scope].get(name, 0)):
+            raise refused
         attempt_id = len(self.attempts) + 1
         self.attempts[attempt_id] = Attempt(intent, "reserved", intent.estimate_nano)
         return attempt_id
@@ -72,6 +58,9 @@ class MemoryLedger:
         attempt.state, attempt.outcome = outcome.state, outcome
 
     def spent_today_nano(self) -> int:
+        return self.spent_today().day
+
+    def spent_today(self) -> Spent:
         return self._spent(int(self._clock() * 1e6))
 
     @property
@@ -85,10 +74,13 @@ class MemoryLedger:
     def close(self) -> None:
         self.broken = True
 
-    def _spent(self, at_us: int, counts: Callable[[Intent], bool] = lambda _: True) -> int:
-        day = at_us // DAY_US
-        attempts = self.attempts.values()
-        return sum(a.cost_nano for a in attempts if a.intent.at_us // DAY_US == day and counts(a.intent))
+    def _spent(self, at_us: int) -> Spent:
+        tasks, tenants = Counter[str](), Counter[str]()
+        for attempt in self.attempts.values():
+            if attempt.intent.at_us // DAY_US == at_us // DAY_US:
+                tasks[attempt.intent.task] += attempt.cost_nano
+                tenants[attempt.intent.tenant] += attempt.cost_nano
+        return Spent(tasks.total(), dict(tasks), dict(tenants))
 
     def _check(self) -> None:
         if self.broken:

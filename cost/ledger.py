@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cost.schema import connect
-from cost.types import InputRow, Intent, LedgerUnwritable, Machine, Outcome
+from cost.types import InputRow, Intent, LedgerUnwritable, Machine, Outcome, Spent
 from cost.watch import Watch
-from cost.writer import Job, Results, Settle, Writer, spent_nano
+from cost.writer import Job, Results, Settle, Writer, spent_on
 
 
 class Ledger:
@@ -39,7 +39,7 @@ class Ledger:
         self._patience = _Patience(path)
         self._reading = threading.Lock()
         self._readable = True
-        self._spent_nano = 0  # as last read
+        self._spent = Spent()  # as last read
 
     @classmethod
     def open(
@@ -86,18 +86,22 @@ class Ledger:
         await self._submit(machine)
 
     def spent_today_nano(self) -> int:
-        """What all processes on this file have spent or set aside since midnight UTC.
+        """What all processes on this file have spent or set aside since midnight UTC."""
+        return self.spent_today().day
+
+    def spent_today(self) -> Spent:
+        """The same, by task and by tenant as well.
 
         A file that can't be read gives what was last read from it, and is not `writable`.
         """
         with self._reading:
             if not self._closed and self._watch.check() is None:
                 try:
-                    self._spent_nano = spent_nano(self._reader, int(self._clock() * 1e6))
+                    self._spent = spent_on(self._reader, int(self._clock() * 1e6))
                     self._readable = True
                 except sqlite3.Error:
                     self._readable = False
-            return self._spent_nano
+            return self._spent
 
     @property
     def writable(self) -> bool:

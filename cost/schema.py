@@ -1,8 +1,9 @@
+# ruff: noqa: S608 - the parts of the queries are names and constants of this module
 """The ledger's file: its tables, how it is opened, how it grows.
 
 SQLite in WAL mode. `attempts.cost_nano` always holds what an attempt counts with: its upper bound while it is reserved
 or uncertain, its cost once settled, 0 if it was not billed. So a day's spending is their sum, and `spend` keeps that
-sum, updated in the same transaction, for a budget check that reads one row.
+sum, updated in the same transaction, for a budget check that reads one row. `spend_by` keeps it by task and by tenant.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ _MACHINES = """CREATE TABLE machines (
         started_us INTEGER NOT NULL, pid INTEGER NOT NULL, threads INTEGER NOT NULL, device TEXT NOT NULL,
         cores INTEGER NOT NULL, engine TEXT NOT NULL, usd_per_hour REAL
     ) STRICT"""  # a row a process, from when on its model answered
+_SPEND_BY = " UNION ALL ".join(
+    f"SELECT at_us / {DAY_US}, '{scope}', {scope}, sum(cost_nano) FROM attempts GROUP BY 1, 3"
+    for scope in ("task", "tenant")
+)
 _BUDGETS = (
     "ALTER TABLE attempts ADD COLUMN reasoning INTEGER",
     "ALTER TABLE attempts ADD COLUMN batch INTEGER NOT NULL DEFAULT 0",
@@ -57,10 +62,15 @@ _BUDGETS = (
         day INTEGER NOT NULL, scope TEXT NOT NULL, name TEXT NOT NULL, nano INTEGER NOT NULL,
         PRIMARY KEY (day, scope, name)
     ) STRICT, WITHOUT ROWID""",  # scope: task or tenant
-    *(
-        f"INSERT INTO spend_by SELECT at_us / {DAY_US}, '{scope}', {scope}, sum(cost_nano) FROM attempts GROUP BY 1, 3"  # noqa: S608 - our names
-        for scope in ("task", "tenant")
-    ),
+    f"INSERT INTO spend_by {_SPEND_BY}",
+    # Triggers, because in a rolling restart the release before this one writes on, and knows nothing of the table.
+    f"""CREATE TRIGGER attempts_reserved AFTER INSERT ON attempts BEGIN
+        INSERT INTO spend_by VALUES (new.at_us / {DAY_US}, 'task', new.task, new.cost_nano),
+            (new.at_us / {DAY_US}, 'tenant', new.tenant, new.cost_nano)
+            ON CONFLICT (day, scope, name) DO UPDATE SET nano = nano + excluded.nano; END""",
+    f"""CREATE TRIGGER attempts_settled AFTER UPDATE OF cost_nano ON attempts BEGIN
+        UPDATE spend_by SET nano = nano + new.cost_nano - old.cost_nano WHERE day = new.at_us / {DAY_US}
+            AND (scope, name) IN (VALUES ('task', new.task), ('tenant', new.tenant)); END""",
 )
 _MISSING = ", NULL AS reasoning, 0 AS batch, '' AS reply_id"  # of attempts, before version 3
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, (_MACHINES,), _BUDGETS)  # the n-th takes a file from version n to n + 1
@@ -90,10 +100,10 @@ def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
 
 
 def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
-    """One view (`inputs`, `attempts`, `spend`) over one or more ledgers, live or not, in one snapshot, changing none.
+    """One view over one or more ledgers, live or not, in one snapshot, changing none.
 
-    The n-th ledger's own tables are `ln.inputs` and so on, its `machines` are those of the view with `ledger` = n.
-    Older schemas are read as they are.
+    It has `inputs`, `attempts`, `spend`, `spend_by` and `machines`, whose column `ledger` is n for the n-th; that one's
+    own tables are `ln.inputs` and so on. Older schemas are read as they are.
 
     Raises `LedgerError`: no such file, not a ledger, newer schema, more than ten files.
     """
@@ -103,19 +113,24 @@ def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
     try:
         for i, path in enumerate(paths):
             db.execute("ATTACH ? AS " + f"l{i}", (_readable_uri(path),))
+        db.execute("BEGIN")  # before the versions are read: a service may be bringing a file up to date
         versions = [db.execute(f"PRAGMA l{i}.user_version").fetchone()[0] for i in range(len(paths))]
         for table in ("inputs", "attempts", "spend"):
             union = " UNION ALL ".join(
-                f"SELECT *{_MISSING if table == 'attempts' and version < 3 else ''} FROM l{i}.{table}"  # noqa: S608 - our names
+                f"SELECT *{_MISSING if table == 'attempts' and version < 3 else ''} FROM l{i}.{table}"
                 for i, version in enumerate(versions)
             )
             db.execute(f"CREATE TEMP VIEW {table} AS {union}")
+        spend_by = " UNION ALL ".join(
+            f"SELECT * FROM l{i}.spend_by" if version >= 3 else _SPEND_BY.replace("attempts", f"l{i}.attempts")
+            for i, version in enumerate(versions)
+        )
+        db.execute(f"CREATE TEMP VIEW spend_by (day, scope, name, nano) AS {spend_by}")
         db.execute(_MACHINES)  # none, for ledgers from before there was such a table
         machines = ["SELECT -1 AS ledger, * FROM main.machines"]
-        machines += [f"SELECT {i}, * FROM l{i}.machines" for i, version in enumerate(versions) if version >= 2]  # noqa: S608
+        machines += [f"SELECT {i}, * FROM l{i}.machines" for i, version in enumerate(versions) if version >= 2]
         db.execute(f"CREATE TEMP VIEW machines AS {' UNION ALL '.join(machines)}")
         db.execute("PRAGMA query_only = ON")
-        db.execute("BEGIN")
     except sqlite3.Error as error:
         db.close()
         raise _explained(paths[0], error) from error

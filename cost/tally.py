@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from cost.api_only import MISS, ApiOnly
+from cost.api_only import BY_THE_HOUR, MISS, ApiOnly
 from cost.crossover import Traffic
 from cost.prices import SIMULATED
 
@@ -51,14 +51,15 @@ class GroupLine(msgspec.Struct, frozen=True):
 
 
 class Spend(msgspec.Struct, frozen=True):
-    """What the providers got, or may get. `simulated_nano` is part of the others: nobody got it."""
+    """What the providers got, or may get. `batch_nano` and `simulated_nano` are parts of the others."""
 
     attempts: int
     settled_nano: int
     estimated_nano: int  # part of settled: the provider gave no usage, an upper bound stands
     uncertain_nano: int  # nobody knows whether it was billed; the upper bound
     reserved_nano: int  # calls in flight
-    simulated_nano: int
+    batch_nano: int  # through batch APIs, at their lower price
+    simulated_nano: int  # nobody got it
     local_nano: int  # device time of the local model
     unpriced: int  # settled calls with tokens and no cost
 
@@ -118,9 +119,11 @@ def spend(db: sqlite3.Connection, since: int) -> Spend:
         coalesce(sum(cost_nano) FILTER (WHERE state = 'settled' AND estimated = 1), 0),
         coalesce(sum(cost_nano) FILTER (WHERE state = 'uncertain'), 0),
         coalesce(sum(cost_nano) FILTER (WHERE state = 'reserved'), 0),
+        coalesce(sum(cost_nano) FILTER (WHERE batch = 1), 0),
         coalesce(sum(cost_nano) FILTER (WHERE answered_model LIKE '{SIMULATED}%' OR model LIKE '{SIMULATED}%'), 0),
         (SELECT coalesce(sum(local_nano), 0) FROM inputs WHERE at_us >= :since),
-        count(*) FILTER (WHERE state = 'settled' AND cost_nano = 0 AND input + output > 0)
+        count(*) FILTER (WHERE state = 'settled' AND cost_nano = 0 AND input + output > 0
+            AND price_version NOT LIKE '{BY_THE_HOUR}')
         FROM attempts WHERE at_us >= :since""",
         {"since": since},
     ).fetchone()

@@ -72,6 +72,7 @@ def money_lines(report: Report) -> list[tuple[str, str]]:
         ("  of it estimated: the provider gave no usage", spend.estimated_nano),
         ("uncertain, at its upper bound", spend.uncertain_nano),
         ("set aside for calls in flight", spend.reserved_nano),
+        ("  of all this in batches, at the batch price", spend.batch_nano),
         ("  of all this SIMULATED: paid to nobody", spend.simulated_nano),
     ):
         if nano:

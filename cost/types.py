@@ -77,6 +77,14 @@ class Budget(msgspec.Struct, frozen=True):
         return Limits(self.day, self.tasks.get(task), self.tenants.get(tenant))
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What a UTC day has cost so far, money set aside included: everything, by task, by tenant. nano-USD."""
+
+    day: int = 0
+    tasks: dict[str, int] = {}
+    tenants: dict[str, int] = {}
+
+
 class Intent(msgspec.Struct, frozen=True):
     """A paid call about to be made."""
 

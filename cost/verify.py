@@ -36,7 +36,7 @@ _ERRORS = (
         "attempts with a negative number",
         """SELECT count(*), min(request_id) FROM attempts WHERE min(cost_nano, estimate_nano, tokens, latency_us,
            coalesce(input, 0), coalesce(cache_read, 0), coalesce(cache_write_5m, 0), coalesce(cache_write_1h, 0),
-           coalesce(output, 0)) < 0""",
+           coalesce(output, 0), coalesce(reasoning, 0)) < 0""",
     ),
     (
         "state",
@@ -71,11 +71,16 @@ _ERRORS = (
            (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.idx = i.idx)""",
     ),
 )
-FORGOTTEN_US = 3_600_000_000
+FORGOTTEN_US = {False: 3_600_000_000, True: 26 * 3_600_000_000}  # a call; one in a batch, for which there is a day
 _ORPHANS = """SELECT count(*), min(request_id), coalesce(sum(cost_nano), 0) FROM attempts a WHERE state <> 'reserved'
     AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""
-_SPEND = f"""SELECT day, sum(kept), sum(counted) FROM (SELECT day, nano AS kept, 0 AS counted FROM spend
-    UNION ALL SELECT at_us / {DAY_US}, 0, cost_nano FROM attempts) GROUP BY day HAVING sum(kept) <> sum(counted)"""  # noqa: S608
+_SPEND = f"""SELECT day, scope, name, sum(kept), sum(counted) FROM (
+    SELECT day, '' AS scope, '' AS name, nano AS kept, 0 AS counted FROM spend
+    UNION ALL SELECT *, 0 FROM spend_by
+    UNION ALL SELECT at_us / {DAY_US}, '', '', 0, cost_nano FROM attempts
+    UNION ALL SELECT at_us / {DAY_US}, 'task', task, 0, cost_nano FROM attempts
+    UNION ALL SELECT at_us / {DAY_US}, 'tenant', tenant, 0, cost_nano FROM attempts)
+    GROUP BY 1, 2, 3 HAVING sum(kept) <> sum(counted)"""  # noqa: S608
 
 
 def verify(path: Path, *, clock: Callable[[], float] = time.time) -> list[Finding]:
@@ -101,22 +106,23 @@ def _findings(db: sqlite3.Connection, now_us: int) -> list[Finding]:
         count, example = db.execute(query).fetchone()
         if count:
             found.append(Finding("error", check, f"{count} {what}, such as {example}"))
-    for day, kept, counted in db.execute(_SPEND):
-        text = f"the day {day} (since 1970) is booked with {kept} nano-USD, its attempts sum to {counted}"
+    for day, scope, name, kept, counted in db.execute(_SPEND):
+        whose = f"{scope} {name} on the day {day}" if scope else f"the day {day}"
+        text = f"{whose} (since 1970) is booked with {kept} nano-USD, its attempts sum to {counted}"
         found.append(Finding("error", "spend", text))
     count, example, nano = db.execute(_ORPHANS).fetchone()
     if count:
         text = f"{count} attempts (${nano / 1e9:.6f}) without an answered input, such as {example}"
         found.append(Finding("note", "orphan", text + ": the process died, or the caller left, before the answer"))
     reserved = db.execute(
-        "SELECT pid, pid_started_ms, estimate_nano, at_us, request_id FROM attempts WHERE state = 'reserved'"
+        "SELECT pid, pid_started_ms, estimate_nano, at_us, request_id, batch FROM attempts WHERE state = 'reserved'"
     ).fetchall()
     living = {process: alive(*process) for process in {row[:2] for row in reserved}}
     dead = [row for row in reserved if not living[row[:2]]]
     if dead:
         text = f"{len(dead)} reservations (${sum(row[2] for row in dead) / 1e9:.6f}) of processes that are gone"
         found.append(Finding("note", "reserved", text + ": the next start makes them uncertain, at their upper bound"))
-    forgotten = [row for row in reserved if living[row[:2]] and row[3] < now_us - FORGOTTEN_US]
+    forgotten = [row for row in reserved if living[row[:2]] and row[3] < now_us - FORGOTTEN_US[bool(row[5])]]
     if forgotten:
         text = f"{len(forgotten)} reservations (${sum(row[2] for row in forgotten) / 1e9:.6f}) older than an hour"
         text += f", such as {forgotten[0][4]}, whose process still runs: no call takes that long"

@@ -9,15 +9,27 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from cost.limits import Scope, refusal
 from cost.processes import alive, started_ms
 from cost.schema import DAY_US
-from cost.types import BudgetExhausted, InputRow, Intent, LedgerError, LedgerUnwritable, Machine, Outcome, Usage
+from cost.types import (
+    BudgetExhausted,
+    InputRow,
+    Intent,
+    LedgerError,
+    LedgerUnwritable,
+    Machine,
+    Outcome,
+    Spent,
+    Usage,
+)
 from cost.watch import Watch
 
 _GROUP = 512  # jobs a transaction takes at most
@@ -27,8 +39,6 @@ _INSERTS = {
     n: f"INSERT INTO inputs VALUES {','.join([_ROW] * n)} ON CONFLICT (request_id, idx) DO NOTHING"  # noqa: S608
     for n in (64, 8, 1)
 }
-_BOOK_BY = """INSERT INTO spend_by VALUES (?, ?, ?, ?)
-    ON CONFLICT (day, scope, name) DO UPDATE SET nano = nano + excluded.nano"""
 _BOOK = "INSERT INTO spend VALUES (?, ?) ON CONFLICT (day) DO UPDATE SET nano = nano + excluded.nano"
 _RESERVE = """INSERT INTO attempts (request_id, idx, at_us, tenant, task, provider, model, state, estimate_nano,
     cost_nano, tokens, batch, pid, pid_started_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'reserved', ?, ?, ?, ?, ?, ?)"""
@@ -199,32 +209,24 @@ class Writer:
         return done
 
     def _reserve(self, intent: Intent) -> int | BudgetExhausted:
-        for whose, limit, scope, name in (
-            ("the day's", intent.limits.day, None, ""),
-            (f"task {intent.task}'s", intent.limits.task, "task", intent.task),
-            (f"tenant {intent.tenant}'s", intent.limits.tenant, "tenant", intent.tenant),
-        ):
-            if limit is None:
-                continue
-            spent = spent_nano(self._db, intent.at_us, scope, name)
-            if spent + intent.estimate_nano > limit:
-                return exhausted(whose, limit, spent, intent.estimate_nano)
         if intent.estimate_nano < 0:
             raise ValueError("a negative estimate")
+        if refused := refusal(intent, partial(_spent_nano, self._db, intent.at_us)):
+            return refused
         key = (intent.request_id, intent.index, intent.at_us, intent.tenant, intent.task, intent.provider, intent.model)
         money = (intent.estimate_nano, intent.estimate_nano, intent.tokens, intent.batch)
         attempt_id = self._db.execute(_RESERVE, (*key, *money, self._pid, self._pid_started_ms)).lastrowid
-        self._book(intent.at_us, intent.task, intent.tenant, intent.estimate_nano)
+        self._book(intent.at_us, intent.estimate_nano)
         assert attempt_id is not None
         return attempt_id
 
     def _settle(self, attempt_id: int, outcome: Outcome) -> LedgerError | None:
         found = self._db.execute(
-            "SELECT state, estimate_nano, cost_nano, at_us, task, tenant FROM attempts WHERE id = ?", (attempt_id,)
+            "SELECT state, estimate_nano, cost_nano, at_us FROM attempts WHERE id = ?", (attempt_id,)
         ).fetchone()
         if found is None:
             return LedgerError(f"there is no attempt {attempt_id} to settle")
-        state, estimate, held, at_us, task, tenant = found
+        state, estimate, held, at_us = found
         if state in ("settled", "unbilled") or state == outcome.state:
             return None
         if outcome.cost_nano < 0:
@@ -235,14 +237,12 @@ class Writer:
         buckets = _usage_columns(outcome.usage)
         told = (outcome.price_version, outcome.error, outcome.latency_us, outcome.reply_id, int(self._clock() * 1e6))
         self._db.execute(_SETTLE, (outcome.state, cost, outcome.model, *buckets, *told, attempt_id))
-        self._book(at_us, task, tenant, cost - held)
+        self._book(at_us, cost - held)
         return None
 
-    def _book(self, at_us: int, task: str, tenant: str, nano: int) -> None:
-        day = at_us // DAY_US
-        self._db.execute(_BOOK, (day, nano))
-        self._db.execute(_BOOK_BY, (day, "task", task, nano))
-        self._db.execute(_BOOK_BY, (day, "tenant", tenant, nano))
+    def _book(self, at_us: int, nano: int) -> None:
+        """By task and tenant the file does it itself (`cost.schema`)."""
+        self._db.execute(_BOOK, (at_us // DAY_US, nano))
 
     # --- before the thread starts
 
@@ -269,22 +269,24 @@ class Writer:
             self.writable = False
 
 
-def spent_nano(db: sqlite3.Connection, at_us: int, scope: str | None = None, name: str = "") -> int:
-    """What is spent or set aside on the UTC day of `at_us`: in all, or by a "task" or a "tenant" of that name."""
+def spent_on(db: sqlite3.Connection, at_us: int) -> Spent:
+    """What is spent or set aside on the UTC day of `at_us`."""
+    by: dict[str, dict[str, int]] = {"day": {}, "task": {}, "tenant": {}}
+    asked = "SELECT 'day', '', nano FROM spend WHERE day = :day UNION ALL SELECT scope, name, nano FROM spend_by"
+    for scope, name, nano in db.execute(f"{asked} WHERE day = :day", {"day": at_us // DAY_US}):
+        by[scope][name] = nano
+    return Spent(by["day"].get("", 0), by["task"], by["tenant"])
+
+
+def _spent_nano(db: sqlite3.Connection, at_us: int, scope: Scope, name: str) -> int:
+    """One of them."""
     day = at_us // DAY_US
-    if scope is None:
+    if scope == "day":
         found = db.execute("SELECT nano FROM spend WHERE day = ?", (day,)).fetchone()
     else:
         asked = "SELECT nano FROM spend_by WHERE day = ? AND scope = ? AND name = ?"
         found = db.execute(asked, (day, scope, name)).fetchone()
     return int(found[0]) if found else 0
-
-
-def exhausted(whose: str, limit: int, spent: int, estimate: int) -> BudgetExhausted:
-    return BudgetExhausted(
-        f"{whose} budget of ${limit / 1e9:.4f} is used up: ${spent / 1e9:.4f} is spent or "
-        f"set aside, this call may cost ${estimate / 1e9:.6f}"
-    )
 
 
 def _usage_columns(usage: Usage | None) -> tuple[int | None, ...]:

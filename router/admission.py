@@ -14,16 +14,14 @@ from typing import Any
 
 import msgspec
 
-from router.config import Config, Escalate
-from router.config_checks import is_loopback
+from router.addresses import is_loopback
+from router.config import LOCAL_TENANT, Config, Escalate
 from router.problems import ProblemError
 from router.rates import Rates
 
 Receive = Callable[[], Awaitable[Any]]
 Headers = Mapping[bytes, bytes]
 
-#: Without configured keys there is one tenant, and only this machine can connect.
-LOCAL_TENANT = "local"
 #: Bodies that may be on their way at once, for each request that may be inside: a slow one holds no slot.
 BODIES_PER_SLOT = 8
 #: Bytes that bodies on their way may hold together, all of them (or one, where one may be larger).

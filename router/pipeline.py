@@ -75,8 +75,8 @@ class Pipeline:
         misses = [each for each in inputs if found[each.place] is None]
         computed = await self._compute(ask, misses) if misses else {}
         done = [outcome or msgspec.structs.replace(computed[i], cache_us=cache_us) for i, outcome in enumerate(found)]
-        if ask.strict:
-            done = [outcomes.refuse_degraded(outcome) for outcome in done]
+        if ask.refuses:
+            done = [outcomes.refuse_degraded(outcome, ask.refuses) for outcome in done]
 
         await self._record(ask, inputs, done)
         return done
@@ -261,7 +261,7 @@ class Pipeline:
         return outcomes.bought_elsewhere(elsewhere, local, (time.perf_counter_ns() - started) // 1000)
 
     async def _buy(self, ask: Ask, each: Input, since: str, local: Outcome) -> Outcome:
-        question = Question(ask.task.info.name, each.text, ask.task.labels, ask.task.instructions)
+        question = Question(ask.task.info.name, each.text, ask.task.labels, ask.task.instructions, ask.task.examples)
         caller = Caller(ask.request_id, each.place, ask.tenant, local.tokens)
         try:
             answer = await self._frontier.answer(question, caller, deadline=ask.deadline - ANSWER_MARGIN_S)

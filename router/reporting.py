@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cost.crossover import Hardware
 from cost.prices import Price, PriceTable
-from cost.types import NANO_PER_USD, Budget
+from cost.types import NANO_PER_USD, Budget, Spent
 from router.config import Config
 from router.config import Price as ConfiguredPrice
 
 
 def price_table(config: Config) -> PriceTable:
     """The shipped table, with the config's own prices on top."""
-    return PriceTable.load({p.model: _price(p.price) for p in config.providers.values() if p.price is not None})
+    return PriceTable.load({p.priced_as: _price(p.price) for p in config.providers.values() if p.price is not None})
 
 
 def budget(config: Config) -> Budget:
@@ -26,6 +28,40 @@ def budget(config: Config) -> Budget:
         {task: nano(usd) for task, usd in given.tasks.items()},
         {tenant: nano(usd) for tenant, usd in given.tenants.items()},
     )
+
+
+def budgets(config: Config, spent: Spent) -> dict[str, Any]:
+    """For /v1/status: what may be spent in this UTC day, and what is, set aside included. Dollars; None: no limit."""
+    given = config.budget
+
+    def each(names: Iterable[str], limits: Mapping[str, float], by: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            name: {"usd_per_day": limits.get(name), "spent_today_usd": by.get(name, 0) / NANO_PER_USD} for name in names
+        }
+
+    return {
+        "usd_per_day": config.budget_usd,
+        "is_default": given.usd_per_day is None,
+        "spent_today_usd": spent.day / NANO_PER_USD,
+        "when_out": given.when_out,
+        "tasks": each(config.tasks, given.tasks, spent.tasks),
+        "tenants": each(config.tenants, given.tenants, spent.tenants),
+    }
+
+
+def budgets_used(config: Config, spent: Spent) -> dict[tuple[str, str], float]:
+    """(scope, task) -> the share that is used. Of the tenants only the one nearest its limit counts: metrics are open
+    to all, and name none. A limit of 0 can't be used up: nothing is to be paid."""
+
+    def shares(limits: Mapping[str, float], by: Mapping[str, int]) -> dict[str, float]:
+        return {name: by.get(name, 0) / NANO_PER_USD / usd for name, usd in limits.items() if usd}
+
+    given = config.budget
+    found = {("day", name): share for name, share in shares({"": config.budget_usd}, {"": spent.day}).items()}
+    found |= {("task", name): share for name, share in shares(given.tasks, spent.tasks).items()}
+    if tenants := shares(given.tenants, spent.tenants):
+        found["tenant", ""] = max(tenants.values())
+    return found
 
 
 def hardware(config: Config) -> list[Hardware] | None:

@@ -11,12 +11,15 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from cost.types import NANO_PER_USD
+from cost.types import Outcome as Attempt
 from router.outcome import Outcome
 
 #: Seconds: from a cache hit to a slow frontier.
 LATENCY = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
+#: Names of models that are told apart.
+MOST_MODELS = 100
 #: Not measured by a worker itself.
 WORKER_UP = "crossover_worker_up"
 
@@ -40,9 +43,18 @@ class Telemetry:
             "errors", "Inputs and requests that got a problem, by type; ledger: rows that were not written", "type"
         )
         self.escalations = counter("escalations", "Inputs that wanted a frontier answer", "task", "outcome")
-        self.spend = counter("spend_usd", "Paid calls, in dollars", "provider", "model", "state")
+        self.spend = counter(
+            "spend_usd",
+            "Paid calls, in dollars; estimated: settled at the upper bound, for want of a usage that makes sense",
+            "provider",
+            "model",
+            "state",
+        )
         self.saved = counter("saved_usd", "What cache hits had cost when they were answered first", "task")
         self.attempts = counter("provider_attempts", "Calls to a provider", "provider", "outcome")
+        self.unpriced = gauge(
+            "unpriced_models", "Models that a provider was asked for, or named, without a price", "provider"
+        )
         self.lookups = counter(
             "cache_lookups",
             "Inputs by result (hit_*, miss) and the tier that hit; lookups that failed (error, corrupt)",
@@ -76,6 +88,12 @@ class Telemetry:
         self.model_bytes = gauge("model_bytes", "Its weights as they are served", "source")
         self.budget = gauge("budget_usd", "The day's limit for paid calls")
         self.spent_today = gauge("spent_today_usd", "Spent and reserved since midnight UTC")
+        self.budget_used = gauge(
+            "budget_used_ratio",
+            "Share of a budget that is spent or reserved: the day's, a task's, that of the tenant nearest its limit",
+            "scope",
+            "task",
+        )
         self.breaker = gauge("breaker_open", "1 while the target is not asked", "target")
         self.ledger_writable = gauge("ledger_writable", "0: paid calls are stopped")
         self.config_reloads = counter("config_reloads", "Changed configs by result (loaded, refused)", "result")
@@ -92,6 +110,7 @@ class Telemetry:
         self.gpu_utilization = gauge("gpu_utilization_ratio", "GPU utilization")
         self.resident.set_function(lambda: psutil.Process().memory_info().rss)
 
+        self._models: set[str] = set()  # of paid calls
         #: `metric.labels(*labels)`, remembered: it takes a lock and is asked several times an input.
         self._child: Callable[..., Any] = lru_cache(maxsize=None)(lambda metric, *labels: metric.labels(*labels))
 
@@ -125,6 +144,16 @@ class Telemetry:
                 child(self.saved, task).inc(outcome.saved_nano / NANO_PER_USD)
             if outcome.coalesced:
                 self.coalesced.inc()
+
+    def attempted(self, provider: str, model: str, outcome: Attempt) -> None:
+        """Count a paid call that has ended. What answered named the model: such names are not endless."""
+        if model not in self._models:
+            model = model if len(self._models) < MOST_MODELS else "other"
+            self._models.add(model)
+        estimated = outcome.usage is not None and outcome.usage.estimated
+        self.attempts.labels(provider, outcome.error or "answered").inc()
+        state = "estimated" if estimated else outcome.state
+        self.spend.labels(provider, model, state).inc(outcome.cost_nano / NANO_PER_USD)
 
     def config_was_loaded(self, digest: str) -> None:
         self.config_refused.set(0)

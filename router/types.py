@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 Degraded = Literal["budget", "deadline", "provider_unavailable", "no_provider", "overload", "drift"]
+ANY_REASON: frozenset[Degraded] = frozenset(get_args(Degraded))
 Text = Annotated[str, Meta(description="The text to classify.")]
 
 
@@ -23,7 +24,13 @@ class ClassifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     route: Annotated[
         Literal["auto", "local"], Meta(description='"local": the local model\'s label, whatever its confidence.')
     ] = "auto"
-    strict: Annotated[bool, Meta(description="A degraded answer becomes that input's error.")] = False
+    strict: Annotated[
+        bool,
+        Meta(
+            description="A degraded answer becomes that input's error. So it does where a budget is out and the "
+            "service is configured to refuse then."
+        ),
+    ] = False
 
 
 class LatencyMs(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,6 +16,9 @@ from router.config_file import Loaded
 @click.option("--live", is_flag=True, help="Make one cheap call per provider: are key, model, schema and price right?")
 def check(config: Path | None, live: bool) -> None:
     """Name every problem of the config at once (exit code 2), or say what will be served."""
+    from cost.headline import usd
+    from cost.types import NANO_PER_USD
+
     loaded = load_or_exit(config)
     cfg = loaded.config
     click.echo(f"{loaded.path}: fine")
@@ -24,8 +27,16 @@ def check(config: Path | None, live: bool) -> None:
         way_out = "never escalates" if task.policy.escalate == "never" else f"escalates below {task.policy.threshold:g}"
         click.echo(f"  task {name}: {source}; {way_out}")
     for name, provider in cfg.providers.items():
-        click.echo(f"  provider {name}: {provider.kind}, {provider.model}")
-    click.echo(f"  budget: ${cfg.budget_usd:.2f} a day")
+        via = f" via {provider.via}" if provider.via else ""
+        click.echo(f"  provider {name}: {provider.kind}{via}, {provider.model}")
+    for what, limit in (
+        ("all", cfg.budget_usd),
+        *((f"task {name}", limit) for name, limit in cfg.budget.tasks.items()),
+        *((f"tenant {name}", limit) for name, limit in cfg.budget.tenants.items()),
+    ):
+        click.echo(f"  budget, {what}: {usd(round(limit * NANO_PER_USD))} a day")
+    out = "are refused" if cfg.budget.when_out == "refuse" else "get the local label, marked degraded"
+    click.echo(f"  when it is out: uncertain texts {out}")
     for note in loaded.notes:
         click.echo(f"  note: {note}")
     if live:
@@ -43,11 +54,11 @@ async def ask_providers(loaded: Loaded) -> int:
         return 0
     prices = price_table(loaded.config)
     failed = False
-    for name in loaded.config.providers:
+    for name, configured in loaded.config.providers.items():
         with starting():
             provider = make_provider(name, loaded.config)
         try:
-            for finding in await live_check(provider, prices):
+            for finding in await live_check(provider, prices, usd_per_hour=configured.usd_per_hour):
                 click.echo(f"live: {finding.provider}: {finding.level}: {finding.what}: {finding.detail}")
                 failed |= finding.level == "error"
         finally:

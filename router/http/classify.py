@@ -81,7 +81,7 @@ def classify_handler(service: Service) -> ASGIRouteHandler:
             service.telemetry.answered(ask.task.info.name, outcomes, total_us / 1e6)
             results = [outcome.to_wire(o, total_us=total_us, top_k=request.top_k) for o in outcomes]
             if isinstance(results[0], Failed) and all(isinstance(result, Failed) for result in results):
-                raise_whole(results[0])
+                raise_whole(results[0], outcome.retry_after_s(outcomes[0], time.time()))
             status, payload = 200, _encode(ClassifyResponse(request_id, ask.task.info.name, results))
             media_type = b"application/json"
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a problem, never a dropped connection
@@ -150,8 +150,7 @@ def wishes(headers: dict[bytes, bytes]) -> Wishes:
     return found
 
 
-def raise_whole(first: Failed) -> None:
+def raise_whole(first: Failed, retry_after: float) -> None:
     """No input succeeded: the first error is the request's."""
     kind = first.error.type.rsplit(":", 1)[-1]
-    retry_after = 1.0 if first.error.status in (429, 503) else None
-    raise ProblemError(kind, first.error.detail, retry_after=retry_after)
+    raise ProblemError(kind, first.error.detail, retry_after=retry_after if first.error.status in (429, 503) else None)

@@ -51,7 +51,9 @@ def with_classify(document: dict[str, Any]) -> dict[str, Any]:
     operation = {
         "operationId": "Classify",
         "summary": "Classify one text, or up to 128",
-        "description": "200 if any input succeeded; each entry of `results` is an answer or an error.",
+        "description": "200 if any input succeeded; each entry of `results` is an answer or an error. Where a budget "
+        "is out, an uncertain text gets the local label, marked `degraded: budget`; or, as the service is configured, "
+        "the error `degraded` (503; if all inputs get it, with Retry-After until midnight UTC).",
         "tags": ["classify"],
         "parameters": [
             _header("X-Deadline-Ms", "Milliseconds to answer in; only lowers the configured deadline.", "integer"),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -13,11 +14,10 @@ from litestar import MediaType, Request, Response, Router, get
 from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 
-from cost.types import NANO_PER_USD
 from router.admission import unique_headers
 from router.http.errors import MEDIA_TYPE
 from router.problems import TABLE, ProblemError
-from router.reporting import report_page
+from router.reporting import budgets, budgets_used, report_page
 from router.service import Service
 from router.siblings import Siblings
 from router.telemetry import dump, together
@@ -76,15 +76,18 @@ def ops_router(service: Service, siblings: Siblings) -> Router:
     @get(
         "/v1/status",
         responses=problems(401, 429),
-        summary="Model, thresholds, cache, providers, budget",
+        summary="Model, thresholds, cache, providers, budgets; a tenant's own, with an admin's key all tenants'",
     )
     async def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        service.door.identify(_headers(request))
+        tenant = _tenant_or_admin(service, _headers(request))
         told = await siblings.ask("status")
         workers: dict[int, Any] = {
             n: None if answer is None else msgspec.json.decode(answer) for n, answer in told.items()
         }
         own: dict[str, Any] = workers[siblings.place.number]
+        if tenant is not None:  # who else there is, and what they spend, is an admin's to know
+            tenants = own["budget"]["tenants"]
+            own["budget"]["tenants"] = {name: tenants[name] for name in tenants if name == tenant}
         return own if siblings.place.of == 1 else {**own, "workers": [of_worker(*each) for each in workers.items()]}
 
     @get(
@@ -119,6 +122,14 @@ def _headers(request: Request[Any, Any, Any]) -> dict[bytes, bytes]:
     return unique_headers(request.scope["headers"])
 
 
+def _tenant_or_admin(service: Service, headers: dict[bytes, bytes]) -> str | None:
+    """Which tenant asks; None for an admin. Raises `unauthorized` or `rate`."""
+    with suppress(ProblemError):
+        service.door.keys.admin(headers)
+        return None
+    return service.door.identify(headers).name
+
+
 def describe(service: Service) -> dict[str, Any]:
     """What /v1/status says."""
     config = service.config
@@ -146,11 +157,7 @@ def describe(service: Service) -> dict[str, Any]:
             "available": "cache" not in service.degradations() and config.cache.url != "off",
         },
         "providers": service.chain.status(),
-        "budget": {
-            "usd_per_day": config.budget_usd,
-            "is_default": config.budget.usd_per_day is None,
-            "spent_today_usd": service.ledger.spent_today_nano() / NANO_PER_USD,
-        },
+        "budget": budgets(config, service.ledger.spent_today()),
         "ledger": {"writable": service.ledger.writable, "pending": service.ledger.pending},
         "prices": {"version": service.prices.version},
     }
@@ -178,6 +185,10 @@ def update_gauges(service: Service) -> None:
     telemetry = service.telemetry
     for lane in service.chain.status():
         telemetry.breaker.labels(lane["name"]).set(float(lane["breaker"] == "open"))
+        telemetry.unpriced.labels(lane["name"]).set(len(lane["unpriced"]))
+    telemetry.budget_used.clear()  # a limit may be gone
+    for (scope, task), share in budgets_used(service.config, service.ledger.spent_today()).items():
+        telemetry.budget_used.labels(scope, task).set(share)
     if service.model is None:
         return
     status = service.model.status()

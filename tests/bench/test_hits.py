@@ -72,7 +72,7 @@ def test_an_answer_from_litellm_s_cache_has_the_first_one_s_id(hits: Any) -> Non
 
 
 def test_litellm_that_is_not_installed_is_a_reason(hits: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hits, "LITELLM_HOME", tmp_path)
+    monkeypatch.setattr(hits.litellm_proxy, "HOME", tmp_path)
     with ExitStack() as stack, pytest.raises(OSError, match="is missing"):
         hits.start_litellm(stack, tmp_path, [])
 

@@ -277,6 +277,9 @@ def test_damage_within_the_file_is_found(books: Make, row: Make) -> None:
     [
         ("UPDATE spend SET nano = nano + 1", "spend"),
         ("UPDATE attempts SET cost_nano = cost_nano + 1", "spend"),
+        ("UPDATE spend_by SET nano = nano - 1 WHERE scope = 'tenant'", "spend"),
+        ("DELETE FROM spend_by WHERE scope = 'task'", "spend"),
+        ("UPDATE attempts SET reasoning = -1", "negative"),
         ("UPDATE inputs SET cost_nano = 12", "cost"),
         ("UPDATE inputs SET cost_nano = -1, local_nano = -1", "negative"),
         ("UPDATE attempts SET state = 'paid'", "state"),
@@ -312,6 +315,13 @@ def test_money_set_aside_for_over_an_hour_by_a_process_that_runs_is_pointed_out(
     (found,) = verify(path, clock=lambda: (noon + 1) / 1e6 + 3600)
     assert (found.severity, found.check) == ("note", "reserved")
     assert found.detail.startswith("1 reservations ($0.002000) older than an hour, such as r,")
+
+
+def test_a_batch_has_a_day_to_be_answered_in(books: Make, intent: Make, noon: int) -> None:
+    path = books([], [(intent("r", batch=True), None)])
+    assert verify(path, clock=lambda: noon / 1e6 + 25 * 3600) == []
+    (found,) = verify(path, clock=lambda: noon / 1e6 + 27 * 3600)
+    assert (found.severity, found.check) == ("note", "reserved")
 
 
 def test_a_live_file_can_be_verified(tmp_path: Path, row: Make, intent: Make, noon: int) -> None:

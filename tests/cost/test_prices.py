@@ -63,6 +63,17 @@ def test_prompts_beyond_the_listed_tier_have_no_price() -> None:
     assert TABLE.upper_bound_nano("claude-haiku-5-5", 100_001, 1) is None
 
 
+def test_a_batch_costs_what_the_table_says_and_caching_is_discounted_likewise() -> None:
+    """Where the table has no batch price there is none to be had."""
+    usage = Usage(input=1000, cache_read=1000, cache_write_5m=1000, output=1000)
+    single, batch = (TABLE.cost_nano("claude-haiku-5-5", usage, batch=batch) for batch in (False, True))
+    assert (single, batch) == (735_000, 367_500)
+    assert TABLE.upper_bound_nano("claude-haiku-5-5", 1000, 1000, batch=True) == 350_000
+    own = PriceTable.load({"own": Price(input=1, output=2)})
+    assert own.cost_nano("own", Usage(input=1), batch=True) is None
+    assert own.upper_bound_nano("own", 1, 1, batch=True) is None
+
+
 def test_the_config_s_prices_show_in_the_version() -> None:
     assert TABLE.version == "2026-11-21"
     table = PriceTable.load({"own": Price(input=1_000_000, output=2_000_000)})
@@ -70,13 +81,16 @@ def test_the_config_s_prices_show_in_the_version() -> None:
     assert table.cost_nano("own", Usage(input=3, output=4)) == 11
 
 
-@given(st.sampled_from(sorted(TABLE.models)), st.integers(0, 5000), st.integers(0, 5000), st.data())
+@given(st.sampled_from(sorted(TABLE.models)), st.integers(0, 5000), st.integers(0, 5000), st.booleans(), st.data())
 def test_no_split_into_buckets_costs_more_than_the_upper_bound(
-    model: str, prompt: int, output: int, data: st.DataObject
+    model: str, prompt: int, output: int, batch: bool, data: st.DataObject
 ) -> None:
     read = data.draw(st.integers(0, prompt))
     write = data.draw(st.integers(0, prompt - read))
     usage = Usage(input=prompt - read - write, cache_read=read, cache_write_5m=write, output=output)
-    cost, bound = TABLE.cost_nano(model, usage), TABLE.upper_bound_nano(model, prompt, output)
-    assert bound is not None
+    cost = TABLE.cost_nano(model, usage, batch=batch)
+    bound = TABLE.upper_bound_nano(model, prompt, output, batch=batch)
+    if bound is None:
+        assert batch and cost is None
+        return
     assert cost is None or 0 <= cost <= bound

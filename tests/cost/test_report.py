@@ -91,6 +91,47 @@ def test_the_figures_are_those_worked_out_by_hand(books: Make, traffic: Make, no
     )
 
 
+def test_calls_in_batches_count_with_what_they_cost_and_teach_what_single_calls_do(
+    books: Make, traffic: Make, noon: int
+) -> None:
+    """Half of the calls at half of the price: the sums are those of the ledger, the learned price stays."""
+    rows, calls = traffic()
+    single = build([books(rows, calls)], hardware=[BOX], clock=lambda: noon / 1e6)
+    half = [
+        (msgspec.structs.replace(i, batch=True), msgspec.structs.replace(o, cost_nano=o.cost_nano // 2))
+        if n % 2
+        else (i, o)
+        for n, (i, o) in enumerate(calls)
+    ]
+    saved = sum(outcome.cost_nano // 2 for n, (_, outcome) in enumerate(calls) if n % 2)
+    paid = {i.request_id: o.cost_nano for i, o in half}
+    rows = [msgspec.structs.replace(row, cost_nano=paid.get(row.request_id, row.cost_nano)) for row in rows]
+    batched = build([books(rows, half, name="b")], hardware=[BOX], clock=lambda: noon / 1e6)
+    assert batched.spend.settled_nano == single.spend.settled_nano - saved
+    assert (single.spend.batch_nano, batched.spend.batch_nano) == (0, saved)
+    assert batched.api_only.models == single.api_only.models
+    assert batched.api_only.nano == (single.api_only.nano or 0) - saved
+    assert "12 of its 25 calls were made in batches" in " ".join(batched.assumptions)
+    assert "of all this in batches" in told(batched)
+    assert "of all this in batches" not in told(single)
+
+
+def test_a_model_paid_by_the_hour_counts_with_what_its_calls_were_booked_with(
+    books: Make, traffic: Make, noon: int
+) -> None:
+    """Also one whose tokens have a list price elsewhere; and at $0 an hour nothing is missing."""
+    for nano, kind in ((300, "$1.2/h"), (0, "$0/h")):
+        rows, calls = traffic()
+        calls = [(i, msgspec.structs.replace(o, cost_nano=nano, price_version=kind)) for i, o in calls]
+        rows = [msgspec.structs.replace(r, cost_nano=nano) if r.source == "frontier" else r for r in rows]
+        report = build([books(rows, calls, name=f"h{nano}")], hardware=[BOX], clock=lambda: noon / 1e6)
+        assert (report.spend.settled_nano, report.spend.unpriced) == (25 * nano, 0)
+        assert (report.api_only.nano, report.api_only.call_nano) == (75 * nano, nano)
+        assert (report.api_only.call_nano_cached, report.api_only.call_nano_plain) == (None, None)
+        assert any("gpt-6-luna is paid by the hour" in line for line in report.assumptions)
+        assert not any("shorter than what" in line for line in report.assumptions)
+
+
 def test_a_simulated_frontier_is_priced_as_the_real_one_and_says_so(books: Make, traffic: Make, noon: int) -> None:
     real = build([books(*traffic())], hardware=[BOX], clock=lambda: noon / 1e6)
     played = build([books(*traffic("simulated/gpt-6-luna"), name="s")], hardware=[BOX], clock=lambda: noon / 1e6)

@@ -88,13 +88,17 @@ def test_a_killed_worker_breaks_only_its_own_connections_and_nobody_sees_a_503(
     assert '"worker":1,"why":"a worker ended: signal 9"' in service.output
 
 
-def test_a_budget_holds_across_three_workers(
-    serve: Callable[..., Any], simulate: Callable[..., Any], with_frontier: Callable[..., str], load: Any
+@pytest.mark.parametrize(
+    "limits", ["usd_per_day = {}", "usd_per_day = 1\ntasks = {{ banking = {} }}"], ids=["day", "task"]
+)
+def test_a_budget_holds_across_three_workers_and_a_restart(
+    serve: Callable[..., Any], simulate: Callable[..., Any], with_frontier: Callable[..., str], load: Any, limits: str
 ) -> None:
     """Spend never exceeds the limit, and the ledger is the simulator's bill, token by token."""
     frontier = simulate()
     limit = 0.01
-    config = with_frontier(frontier.url, f'[budget]\nusd_per_day = {limit}\n[cache]\nurl = "off"\n', threshold=1.0)
+    more = f'[budget]\n{limits.format(limit)}\n[cache]\nurl = "off"\n'
+    config = with_frontier(frontier.url, more, threshold=1.0)
     service = serve(config, "--workers", "3")
     all_ready(service)
 
@@ -119,6 +123,11 @@ def test_a_budget_holds_across_three_workers(
     assert others == 0
     assert 0.5 * limit * 1e9 < spent <= limit * 1e9
     assert (bill["calls"], bill["input"], bill["output"]) == (count, tokens_in, tokens_out)
+
+    again = serve(config, "--workers", "3", CROSSOVER_STATE_DIR=str(service.state))
+    assert {again.answer(f"{text} again")["degraded"] for text in UNSURE * 3} == {"budget"}
+    (after,) = httpx.get(f"{frontier.url}/_sim/bill").json()["bill"].values()
+    assert after == bill
 
 
 def test_whichever_worker_is_asked_speaks_for_all(serve: Callable[..., Any], banking: str) -> None:

@@ -410,7 +410,15 @@ def test_health_ready_metrics_status_tasks_schema_answer(open_service: Any) -> N
     status = client.get("/v1/status").json()
     assert status["model"]["encoders"][0]["kind"] == "onnx-int8"
     assert status["tasks"]["banking"]["threshold"] == 0.8
-    assert status["budget"] == {"usd_per_day": 1.0, "is_default": True, "spent_today_usd": 0.0}
+    nothing = {"usd_per_day": None, "spent_today_usd": 0.0}
+    assert status["budget"] == {
+        "usd_per_day": 1.0,
+        "is_default": True,
+        "spent_today_usd": 0.0,
+        "when_out": "local",
+        "tasks": {"banking": nothing},
+        "tenants": {"local": nothing},
+    }
     (task,) = client.get("/v1/tasks").json()
     assert (task["name"], len(task["labels"])) == ("banking", 77)
     metrics = client.get("/metrics").text
@@ -517,6 +525,8 @@ def test_gpu_memory_and_utilization_reach_the_metrics() -> None:
 
     from prometheus_client import generate_latest
 
+    from cost.fake import MemoryLedger
+    from router.config import Config
     from router.http.ops import update_gauges
     from router.telemetry import Telemetry
 
@@ -532,7 +542,8 @@ def test_gpu_memory_and_utilization_reach_the_metrics() -> None:
         "out_of_memory": 1,
     }
     model = SimpleNamespace(status=lambda: {"waiting_tokens": 3, "encoders": [encoder]})
-    update_gauges(SimpleNamespace(telemetry=telemetry, model=model, chain=SimpleNamespace(status=list)))
+    parts = {"chain": SimpleNamespace(status=list), "config": Config(), "ledger": MemoryLedger()}
+    update_gauges(SimpleNamespace(telemetry=telemetry, model=model, **parts))
     text = generate_latest(telemetry.registry).decode()
     for kind, value in (("used", 4.0), ("total", 8.0), ("allocated", 2.0), ("reserved", 3.0)):
         assert f'crossover_gpu_memory_bytes{{kind="{kind}"}} {value}' in text

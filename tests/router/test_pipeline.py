@@ -19,6 +19,7 @@ from providers.types import FrontierUnavailable
 from router.cache.entry import Entry
 from router.problems import ProblemError
 from router.telemetry import Telemetry
+from router.types import ANY_REASON
 
 SURE, UNSURE = "I lost it", "hmm"
 
@@ -78,10 +79,31 @@ def test_strict_makes_a_degraded_answer_an_error(bench: Any) -> None:
     async def scenario() -> None:
         b = bench()
         b.frontier.reply = lambda _: FrontierUnavailable("budget", "spent")
-        sure, unsure = await b.ask(SURE, UNSURE, strict=True)
+        sure, unsure = await b.ask(SURE, UNSURE, refuses=ANY_REASON)
         assert sure.label == "lost"
         assert (unsure.label, unsure.error, unsure.degraded) == (None, "degraded", "budget")
         assert [row.error for row in b.books.rows] == [None, "degraded"]
+
+    run(scenario)
+
+
+def test_a_budget_that_is_out_may_refuse_and_nothing_else_then(bench: Any) -> None:
+    """Hits and sure answers flow on, and another reason for a local label is none to refuse."""
+
+    async def scenario() -> None:
+        b = bench()
+        over = frozenset({"budget"})
+        await b.ask("bought before", threshold=0.99)
+        b.frontier.reply = lambda _: FrontierUnavailable("budget", "spent")
+        hit, sure, unsure = await b.ask("bought before", SURE, UNSURE, refuses=over)
+        assert (hit.source, sure.source) == ("cache", "local")
+        assert (unsure.label, unsure.error, unsure.degraded) == (None, "degraded", "budget")
+        b.frontier.reply = lambda _: FrontierUnavailable("provider_unavailable", "away")
+        (unsure,) = await b.ask(UNSURE, refuses=over)
+        assert (unsure.source, unsure.degraded) == ("local", "provider_unavailable")
+        b.frontier.reply = lambda _: FrontierUnavailable("budget", "spent")
+        (unsure,) = await b.ask(UNSURE)
+        assert (unsure.source, unsure.degraded) == ("local", "budget")
 
     run(scenario)
 
@@ -329,7 +351,8 @@ def test_every_input_gets_one_outcome_and_one_row_in_order(bench: Any, texts: li
         strict, read, write = flags
         for _ in range(2):
             b.books.rows.clear()
-            outcomes = await b.ask(*texts, strict=strict, read_cache=read, write_cache=write)
+            refuses = ANY_REASON if strict else frozenset()
+            outcomes = await b.ask(*texts, refuses=refuses, read_cache=read, write_cache=write)
             assert len(outcomes) == len(b.books.rows) == len(texts)
             assert [row.index for row in b.books.rows] == list(range(len(texts)))
             assert all((outcome.label is None) == (outcome.error is not None) for outcome in outcomes)
