@@ -1,4 +1,4 @@
-"""What the tests of the frontier share: a question, both adapters on a simulator, a chain with its books."""
+"""What the tests of the frontier share: a question, every adapter on a simulator, a chain with its books."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from providers.types import Caller, FrontierAnswer, Label, Provider, Question
 
 KEY = "sk-canary-5f1e0c77d9"
 TEXT = "my card still has not arrived, canarytext"
-MODELS = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}
+MODELS = {
+    "anthropic": "claude-haiku-5-5",
+    "openai": "gpt-6-luna",
+    "openai-decisions": "gpt-6-luna",
+    "openai-chat": "gpt-5.6-luna",
+}
 
 
-@pytest.fixture(params=["anthropic", "openai"])
+@pytest.fixture(params=list(MODELS))
 def kind(request: pytest.FixtureRequest) -> str:
-    """Both wire formats, through both real SDKs."""
+    """All four wire formats, through both real SDKs."""
     return str(request.param)
 
 
@@ -40,11 +45,12 @@ def question() -> Question:
 
 @pytest.fixture
 def provider_on() -> Callable[..., Provider]:
-    """(simulator, kind, name=kind) -> the adapter, talking to the simulator."""
+    """(simulator, kind, name=kind, model=..., settings of `build`) -> the adapter, talking to the simulator."""
 
-    def make(sim: Simulator, kind: str, name: str | None = None) -> Provider:
-        base_url = sim.url + ("/v1" if kind == "openai" else "")
-        return build(kind, name=name or kind, model=MODELS[kind], api_key=KEY, base_url=base_url)  # type: ignore[arg-type]
+    def make(sim: Simulator, kind: str, name: str | None = None, model: str | None = None, **settings: Any) -> Provider:
+        base_url = sim.url + ("" if kind == "anthropic" else "/v1")
+        given = {"name": name or kind, "model": model or MODELS[kind], "api_key": KEY, "base_url": base_url}
+        return build(kind, **given, **settings)  # type: ignore[arg-type]
 
     return make
 

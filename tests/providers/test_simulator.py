@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from cost.prices import PriceTable
 from providers.fake import ScriptedProvider
 from providers.live_check import check
+from providers.simulated_wire import FORMATS
 from providers.simulator import Simulator, read_answers
 from providers.types import AuthFailed, Label, Provider, Question, RateLimited
 from router.cli.simulate import simulate_frontier
@@ -139,15 +141,67 @@ def test_faults_are_ordered_over_http_and_the_bill_counts_what_was_computed(
     asyncio.run(main())
 
 
+def test_its_bill_has_an_item_for_each_reply_and_the_text_only_if_told_to_record(
+    provider_on: On, kind: str, question: Question
+) -> None:
+    async def main(record: bool) -> dict[str, Any]:
+        async with Simulator(record=record) as sim, httpx.AsyncClient(base_url=sim.url) as http:
+            provider = provider_on(sim, kind)
+            answers = [await provider.ask(question, timeout=5) for _ in "12"]
+            await provider.close()
+            bill: dict[str, Any] = (await http.get("/_sim/bill?items=1")).json()
+            assert "items" not in (await http.get("/_sim/bill")).json()
+            for item, answer in zip(bill["items"], answers, strict=True):
+                assert item["reply_id"] == answer.reply_id
+                assert item["usage"] == msgspec.to_builtins(answer.usage)
+            return bill
+
+    assert {item["text"] for item in asyncio.run(main(True))["items"]} == {question.text}
+    assert question.text not in json.dumps(asyncio.run(main(False)))
+
+
+def test_what_comes_without_a_socket_is_answered_alike_and_billed_as_batched(
+    provider_on: On, kind: str, question: Question
+) -> None:
+    async def main() -> None:
+        async with Simulator(record=True) as sim:
+            provider: Any = provider_on(sim, kind)
+            answer = await provider.ask(question, timeout=5)
+            path = next(path for path in FORMATS if path.endswith(provider.path))
+            sim.fail_next(["ok", "429", "no_usage", "hang"])
+            replies = [sim.answered(path, sim.requests[0], batch=True) for _ in range(4)]
+            await provider.close()
+            assert [status for status, _ in replies] == [200, 429, 200, 200]
+            assert provider.answer(question, json.dumps(replies[0][1]).encode()).label == answer.label
+            assert replies[2][1]["usage"] is None
+            assert [(item.batch, item.seen) for item in sim.items] == [
+                *((False, True), (True, True), (True, False), (True, True))
+            ]
+            assert [name.endswith(" batch") for name, line in sim.bill.items() if line["calls"]] == [False, True]
+            with pytest.raises(KeyError):
+                sim.answered("/v1/elsewhere", {}, batch=True)
+
+    asyncio.run(main())
+
+
 def test_the_command_prints_its_url_in_one_line_and_stops_when_told(tmp_path: Path) -> None:
     answers = tmp_path / "answers.csv"
     answers.write_text("text,label\nhello there,greeting\n")
-    command = [sys.executable, "-m", "router", "simulate-frontier", "--answers", str(answers), "--latency-ms", "0"]
+    script = tmp_path / "script.txt"
+    script.write_text("thanks\nI would rather not\n")
+    schema = {"properties": {"label": {"enum": ["greeting", "thanks"]}}}
+    request = {"model": "m", "input": "hello there", "text": {"format": {"schema": schema}}}
+    command = [sys.executable, "-m", "router", "simulate-frontier", "--answers", str(answers), "--latency", "fixed:0"]
+    command += ["--script", str(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = json.loads(process.stdout.readline())
         assert line["simulated"] is True
         assert httpx.get(line["url"] + "/_sim/calls").json()["calls"] == 0
+        headers = {"authorization": "Bearer k"}
+        replies = [httpx.post(line["url"] + "/v1/responses", json=request, headers=headers) for _ in "123"]
+        said = [reply.json()["output"][0]["content"][0]["text"] for reply in replies]
+        assert said == ['{"label": "thanks"}', "I would rather not", '{"label": "greeting"}']
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
 
@@ -158,9 +212,15 @@ def test_the_command_prints_its_url_in_one_line_and_stops_when_told(tmp_path: Pa
         (["--fault", "529"], "NAME:SHARE"),
         (["--fault", "529:2"], "share from 0 to 1"),
         (["--fault", "x:0.1"], "unknown"),
+        (["--fault", "429@date:soon:0.1"], "seconds from now"),
+        (["--latency", "normal:3"], "lognormal:MEDIAN,SIGMA"),
+        (["--latency", "fixed:-3"], "none below 0"),
+        (["--latency", "file:nowhere"], "nowhere"),
+        (["--gullible", "2"], "0<=x<=1"),
+        (["--structured", "xml"], "'schema', 'json', 'none'"),
     ],
 )
-def test_the_command_explains_a_wrong_fault(arguments: list[str], said: str) -> None:
+def test_the_command_explains_a_wrong_option(arguments: list[str], said: str) -> None:
     result = CliRunner().invoke(simulate_frontier, arguments)
     assert result.exit_code == 2
     assert said in result.output
