@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from router.cli.options import starting
 from router.config_file import Loaded
 from router.problems import TABLE, URN, ProblemError
+
+if TYPE_CHECKING:
+    from router.service import Service
 
 #: Texts of one request in, the decoded body of the response out. Raises `ProblemError` or `Unanswered`.
 Ask = Callable[[Sequence[str]], Awaitable[dict[str, Any]]]
@@ -22,33 +25,20 @@ class Unanswered(Exception):
     """Nobody is there to answer, and there is no point in asking again. The message says what to do."""
 
 
+class Stopped(Exception):
+    """A job can't go on now; the next run goes on with it. The message says why and what to do."""
+
+
 @asynccontextmanager
-async def in_process(loaded: Loaded, task: str | None, route: Route) -> AsyncIterator[Ask]:
-    """The service without its HTTP side. What can't be opened is one line and exit code 2."""
-    from router.admission import LOCAL_TENANT, Tenant
+async def opened(loaded: Loaded) -> AsyncIterator[tuple[Service, list[str]]]:
+    """The service without its HTTP side, ready; and why it is dead, if it is. What can't be opened is one line and exit
+    code 2."""
     from router.logs import configure_logging
-    from router.outcome import to_wire
     from router.service import Service
-    from router.types import ClassifyRequest, ClassifyResponse
 
     configure_logging("critical")
     failures: list[str] = []
     service = Service(loaded, on_fatal=failures.append)
-
-    async def ask(texts: Sequence[str]) -> dict[str, Any]:
-        request = ClassifyRequest(list(texts), task=task, route=route)
-        started = time.perf_counter_ns()
-        asked = service.ask(request, Tenant(LOCAL_TENANT), f"req_cli_{time.time_ns():x}", started)
-        try:
-            outcomes = await service.pipeline.classify(asked)
-        finally:
-            if failures:  # the model is dead: not a fault of these texts
-                raise Unanswered(failures[0])
-        took = (time.perf_counter_ns() - started) // 1000
-        results = [to_wire(outcome, total_us=took, top_k=None) for outcome in outcomes]
-        answer: dict[str, Any] = msgspec.to_builtins(ClassifyResponse(asked.request_id, asked.task.info.name, results))
-        return answer
-
     with starting():
         await service.open()
     try:
@@ -57,9 +47,37 @@ async def in_process(loaded: Loaded, task: str | None, route: Route) -> AsyncIte
         except ProblemError as error:
             with starting():
                 raise ValueError(failures[0] if failures else str(error)) from None
-        yield ask
+        yield service, failures
     finally:
         await service.close()
+
+
+@asynccontextmanager
+async def in_process(loaded: Loaded, task: str | None, route: Route) -> AsyncIterator[Ask]:
+    """The service's answers, without its HTTP side."""
+    from router.admission import Tenant
+    from router.config import LOCAL_TENANT
+    from router.outcome import to_wire
+    from router.types import ClassifyRequest, ClassifyResponse
+
+    async with opened(loaded) as (service, failures):
+
+        async def ask(texts: Sequence[str]) -> dict[str, Any]:
+            request = ClassifyRequest(list(texts), task=task, route=route)
+            started = time.perf_counter_ns()
+            asked = service.ask(request, Tenant(LOCAL_TENANT), f"req_cli_{time.time_ns():x}", started)
+            try:
+                outcomes = await service.pipeline.classify(asked)
+            finally:
+                if failures:  # the model is dead: not a fault of these texts
+                    raise Unanswered(failures[0])
+            took = (time.perf_counter_ns() - started) // 1000
+            results = [to_wire(outcome, total_us=took, top_k=None) for outcome in outcomes]
+            answer = ClassifyResponse(asked.request_id, asked.task.info.name, results)
+            wire: dict[str, Any] = msgspec.to_builtins(answer)
+            return wire
+
+        yield ask
 
 
 @asynccontextmanager

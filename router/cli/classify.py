@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from router.cli.asking import Ask, Route, Unanswered, in_process, through_service
-from router.cli.classify_file import answer_file
+from router.cli.asking import Ask, Route, Stopped, Unanswered, in_process, through_service
+from router.cli.classify_file import STANDARD, answer_file
 from router.cli.options import config_option, json_option, load_or_exit, stop
 from router.cli.rows import BadFile
 from router.problems import ProblemError
@@ -24,7 +24,19 @@ PAID_BATCH = 8
 PATIENCE_MS = 60_000
 
 
-@click.command()
+class _Command(click.Command):
+    """`--escalate` may stand alone, also before a TEXT: only these words are its value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        given = [
+            "--escalate=now" if arg == "--escalate" and args[i + 1 : i + 2] not in (["now"], ["batch"]) else arg
+            for i, arg in enumerate(args[:end])
+        ]
+        return super().parse_args(ctx, given + args[end:])
+
+
+@click.command(cls=_Command)
 @click.argument("texts", nargs=-1, metavar="[TEXT...]")
 @click.option(
     "-f",
@@ -42,7 +54,13 @@ PATIENCE_MS = 60_000
 @click.option("--task", help="May be left out where one task is configured.")
 @click.option("--url", help="Ask this service. [default: in process, without a server]")
 @click.option("--key", envvar="CROSSOVER_API_KEY", help="API key for --url. [env: CROSSOVER_API_KEY]")
-@click.option("--escalate", is_flag=True, help="May ask the frontier, which costs money; without it, local only.")
+@click.option(
+    "--escalate",
+    type=click.Choice(["now", "batch"]),
+    metavar="[now|batch]",
+    help="May ask the frontier, which costs money; without it, local only. Alone, or now: at once. batch: for a --file "
+    "with -o, through a provider's batch API, within a day at about half the price; run the same command to go on.",
+)
 @config_option
 @json_option
 def classify(
@@ -53,7 +71,7 @@ def classify(
     task: str | None,
     url: str | None,
     key: str | None,
-    escalate: bool,
+    escalate: str | None,
     config: Path | None,
     as_json: bool,
 ) -> None:
@@ -70,6 +88,11 @@ def classify(
         raise click.UsageError("--json is for TEXTs; the answers to a file have its format")
     if len(texts) > BATCH:
         raise click.UsageError(f"{BATCH} TEXTs at most; put more into a file and give it with -f")
+    if escalate == "batch":
+        if url:
+            raise click.UsageError("--escalate batch works in process; leave --url out, or use --escalate alone")
+        if file in (None, STANDARD) or out in (None, STANDARD):
+            raise click.UsageError("--escalate batch is for a file: give it with -f FILE and the answers' with -o FILE")
     loaded = None if url else load_or_exit(config)
     if loaded and file is not None:
         server = msgspec.structs.replace(loaded.config.server, deadline_ms=PATIENCE_MS, local_deadline_ms=PATIENCE_MS)
@@ -80,6 +103,11 @@ def classify(
         return in_process(loaded, task, route) if loaded else through_service(url or "", key, task, route)
 
     try:
+        if file is not None and out is not None and escalate == "batch":
+            from router.cli.classify_batch import answer_in_batch
+
+            assert loaded is not None
+            sys.exit(1 if answer_in_batch(loaded, file, out, text_col, task) else 0)
         if file is None:
             asyncio.run(answer_texts(texts, start(), as_json))
         else:
@@ -87,7 +115,7 @@ def classify(
             sys.exit(1 if errors else 0)
     except BadFile as error:
         stop(str(error))
-    except (Unanswered, ProblemError) as error:
+    except (Unanswered, Stopped, ProblemError) as error:
         stop(str(error), 1)
 
 

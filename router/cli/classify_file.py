@@ -11,8 +11,9 @@ import itertools
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,32 +33,39 @@ OF_A_TEXT = ("empty", "over-length", "too-large", "invalid", "deadline", "degrad
 
 Start = Callable[[], AbstractAsyncContextManager[Ask]]
 Result = dict[str, Any]  # of the wire: an answer, or {"error": a problem}
+Batch = list[tuple[Row, Result]]
+Answering = Callable[[list[Row]], Coroutine[Any, Any, Batch]]
 
 
 def answer_file(file: Path, out: Path, text_col: str, start: Start, size: int) -> int:
     """Gives the number of rows with an error. Raises `BadFile`, `Unanswered`, and `ProblemError` where no row is the
     reason; then all that was answered is in `out`."""
     with ExitStack() as stack:
-        source = _open(file, "rb", stack, sys.stdin.buffer)
+        source = opened(file, "rb", stack, sys.stdin.buffer)
         rows = read(source, file, text_col)
         if out == STANDARD:
             answers, done, left = sys.stdout.buffer, 0, iter(rows)
             answers.write(rows.header)
         else:
-            if (as_json := is_json(out)) is not None and as_json == rows.quoted:
-                raise BadFile(f"{out}: answers have the format of {file}; choose another name with -o")
-            answers = _open(out, "a+b", stack)
-            _lock(answers, out)
+            of_its_format(out, rows, file)
+            if job_path(out).exists():
+                raise BadFile(f"{out} belongs to the batch job {job_path(out)}; go on with it: --escalate batch")
+            answers = begun(out, stack)
             done, left = resume(answers, out, rows)
         total = count(file, rows) if file != STANDARD and sys.stderr.isatty() else None
-        with _progress(total, done) as advance:
+        with progress(total, done) as advance:
             found, spent = asyncio.run(_run(start, rows, left, answers, size, advance))
     written = sum(found.values())
-    before = f" ({done} were there)" if done else ""
-    errors = "1 error" if found["error"] == 1 else f"{found['error']} errors"
-    told = f"{done + written} rows{before}: {errors}, {found['degraded']} degraded"
+    told = summary(done, found)
     click.echo(f"{told}; {written / spent:.0f} rows/s" if written else told, err=True)
     return found["error"]
+
+
+def summary(done: int, found: Counter[str]) -> str:
+    """`done` rows were there; what became of the others."""
+    before = f" ({done} were there)" if done else ""
+    errors = "1 error" if found["error"] == 1 else f"{found['error']} errors"
+    return f"{done + sum(found.values())} rows{before}: {errors}, {found['degraded']} degraded"
 
 
 async def _run(
@@ -69,23 +77,23 @@ async def _run(
     if not first:
         return found, 0.0
     left = itertools.chain(first, left)
-    async with start() as ask, aclosing(_answered(ask, left, size)) as batches:
+    async with start() as ask, aclosing(in_order(partial(answer_rows, ask), left, size)) as batches:
         began = time.monotonic()
         async for batch in batches:
-            answers.write(b"".join(rows.record(row, _values(result)) for row, result in batch))
+            answers.write(b"".join(rows.record(row, values_of(result)) for row, result in batch))
             answers.flush()
             found.update("error" if "error" in r else "degraded" if r["degraded"] else "fine" for _, r in batch)
             advance(len(batch))
         return found, time.monotonic() - began
 
 
-async def _answered(ask: Ask, left: Iterator[Row], size: int) -> AsyncGenerator[list[tuple[Row, Result]]]:
+async def in_order(answer: Answering, left: Iterator[Row], size: int) -> AsyncGenerator[Batch]:
     """Batches in order, a few of them in flight."""
-    waiting: deque[asyncio.Task[list[tuple[Row, Result]]]] = deque()
+    waiting: deque[asyncio.Task[Batch]] = deque()
     try:
         # in a thread: standard input may come slowly
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(left, size))):
-            waiting.append(asyncio.create_task(_answer(ask, batch)))
+            waiting.append(asyncio.create_task(answer(batch)))
             if len(waiting) == IN_FLIGHT:
                 yield await waiting.popleft()
         while waiting:
@@ -96,7 +104,7 @@ async def _answered(ask: Ask, left: Iterator[Row], size: int) -> AsyncGenerator[
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _answer(ask: Ask, batch: list[Row]) -> list[tuple[Row, Result]]:
+async def answer_rows(ask: Ask, batch: list[Row]) -> Batch:
     texts = [row.text for row in batch if not row.error]
     results = iter(await _results(ask, texts) if texts else ())
     return [(row, _failed("invalid", row.error) if row.error else next(results)) for row in batch]
@@ -138,14 +146,14 @@ def _kind(result: Result) -> str:
     return str(result["error"]["type"]).removeprefix(URN)
 
 
-def _values(result: Result) -> tuple[Any, ...]:
+def values_of(result: Result) -> tuple[Any, ...]:
     """As `rows.ANSWER` names them."""
     if "error" in result:
         return None, None, None, None, f"{_kind(result)}: {result['error']['detail']}"
     return result["label"], result["confidence"], result["source"], result["degraded"], None
 
 
-def _open(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = None) -> BinaryIO:
+def opened(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = None) -> BinaryIO:
     if standard is not None and path == STANDARD:
         return standard
     try:
@@ -155,15 +163,29 @@ def _open(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = N
     return file
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def job_path(out: Path) -> Path:
+    """Where the job of `--escalate batch` is noted (`router.cli.job_file`)."""
+    return out.with_name(f"{out.name}.batch")
+
+
+def of_its_format(out: Path, rows: Rows, file: Path) -> None:
+    """Raises `BadFile`."""
+    if (as_json := is_json(out)) is not None and as_json == rows.quoted:
+        raise BadFile(f"{out}: answers have the format of {file}; choose another name with -o")
+
+
+def begun(out: Path, stack: ExitStack) -> BinaryIO:
+    """The file of answers, where no other run writes to it. Raises `BadFile`."""
+    answers = opened(out, "a+b", stack)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(answers, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise BadFile(f"another run is writing to {path}") from None
+        raise BadFile(f"another run is writing to {out}") from None
+    return answers
 
 
 @contextmanager
-def _progress(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+def progress(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
     """A bar with the rate on a terminal, nothing in a pipe."""
     console = Console(stderr=True)
     if not console.is_terminal:

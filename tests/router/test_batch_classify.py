@@ -1,0 +1,552 @@
+"""The frontier's half of a batch job, through the real SDKs on a simulator: whatever ends it, the next run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cost.fake import MemoryLedger
+from cost.prices import PriceTable
+from cost.types import Budget, InputRow, Outcome
+from providers.batches import batches_of
+from providers.build import build
+from providers.sdk import SdkProvider
+from providers.settlement import Settlement
+from providers.simulator import Simulator
+from providers.types import Label, Question
+from router.cli import batch_frontier, classify_batch
+from router.cli.asking import Stopped
+from router.cli.batch_books import Books
+from router.cli.batch_frontier import Frontier
+from router.cli.batch_input import Task
+from router.cli.classify import classify
+from router.cli.classify_file import answer_file
+from router.cli.job_file import Answered, Job, JobFile, Local, RowAnswer, Rows
+from router.cli.rows import BadFile
+from router.config import Config, Provider
+
+LABELS = (Label("card_arrival"), Label("lost_or_stolen_card"), Label("exchange_rate"))
+TEXTS = [f"{words} number {i}" for i, words in enumerate(["card arrival", "lost card", "exchange rate"] * 3)]
+MODELS = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}
+
+
+class Killed(BaseException):
+    """Nothing of ours runs after it."""
+
+
+class Bench:
+    """A job of `TEXTS`, its file, its books, a simulator. `life()` is what one process makes of it; it ends at the
+    `dies_at`-th thing that it does to the world: before it is done, or after."""
+
+    def __init__(self, sim: Simulator, path: Path, kind: str) -> None:
+        self.sim, self.path, self.kind = sim, path, kind
+        self.ledger = MemoryLedger()
+        self.told: list[str] = []
+        self.waits: list[float] = []
+        self.now = time.time()
+        self.budget = Budget(10**9)
+        self.max_requests = 4
+        self.on_wait: Callable[[], None] = sim.batches.finish
+        with_file = JobFile.open(path)
+        rows = [
+            RowAnswer(("card_arrival", 0.5, "local", "provider_unavailable", None), i, self.held(i))
+            for i in range(len(TEXTS))
+        ]
+        with_file.append(Job("0123456789ab", {"task": "t"}, "p", MODELS[kind], "v", 0))
+        with_file.append(Rows(rows[:5]))
+        with_file.append(Rows(rows[5:]))
+        with_file.append(Local(""))
+        with_file.close()
+
+    @staticmethod
+    def held(i: int) -> InputRow:
+        return InputRow("req_b_0", i, 1, "local", "t", "local", text_digest=b"%d" % i, tokens=7)
+
+    def texts(self, first: int, last: int | None) -> Iterator[tuple[int, str]]:
+        return iter(list(enumerate(TEXTS))[first : None if last is None else last + 1])
+
+    async def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+        self.on_wait()
+        await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def frontier(self, dies_at: float = float("inf")) -> Any:
+        base_url = self.sim.url + ("/v1" if self.kind == "openai" else "")
+        provider: SdkProvider[Any] = build(
+            self.kind,
+            name="p",
+            model=MODELS[self.kind],
+            api_key="sk-x",
+            base_url=base_url,  # type: ignore[arg-type]
+        )
+        api: Any = batches_of(self.kind, provider.client)  # type: ignore[arg-type]
+        api.max_requests = self.max_requests
+        file = JobFile.open(self.path)
+        attempts = {
+            (attempt.intent.request_id, attempt.intent.index): (number, attempt.state)
+            for number, attempt in self.ledger.attempts.items()
+        }
+        mortal = self.mortal = Mortal(dies_at)
+        frontier = Frontier(
+            file,
+            Task(lambda text: Question("t", text, LABELS), self.texts),
+            provider=provider,
+            batches=mortal.around(api, "submit", "progress"),
+            books=Books(
+                file,
+                mortal.around(self.ledger, "reserve", "settle"),
+                attempts,  # type: ignore[arg-type]
+                tenant="local",
+                budget=self.budget,
+                wall=lambda: self.now,
+            ),
+            settlement=Settlement(PriceTable.load(), MODELS[self.kind], batch=True),
+            tell=self.told.append,
+            sleep=self.wait,
+            wall=lambda: self.now,
+        )
+        file.append = mortal.wrapped(file.append)  # type: ignore[method-assign]
+        try:
+            yield frontier, file
+        finally:
+            file.close()
+            await provider.close()
+
+    async def life(self, dies_at: float = float("inf")) -> dict[int, Answered]:
+        async with self.frontier(dies_at) as (frontier, file):
+            await frontier.run()
+            return dict(file.answers)
+
+    def states(self) -> Counter[str]:
+        return Counter(attempt.state for attempt in self.ledger.attempts.values())
+
+    def outcomes(self) -> list[Outcome]:
+        return [attempt.outcome for attempt in self.ledger.attempts.values() if attempt.outcome is not None]
+
+    def books_are_exact(self) -> None:
+        prices = PriceTable.load()
+        bill = {item.reply_id: prices.cost_nano(item.model, item.usage, batch=True) for item in self.sim.items}
+        settled = [outcome for outcome in self.outcomes() if outcome.state == "settled"]
+        assert {outcome.reply_id: outcome.cost_nano for outcome in settled} == bill
+        assert all(attempt.intent.batch for attempt in self.ledger.attempts.values())
+
+
+class Mortal:
+    """Dies before, and in the next life after, its n-th deed."""
+
+    def __init__(self, dies_at: float) -> None:
+        self.deeds, self.dies_at = 0, dies_at
+
+    def deed(self) -> None:
+        self.deeds += 1
+        if self.deeds == self.dies_at:
+            raise Killed
+
+    def wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if asyncio.iscoroutinefunction(function):
+
+            async def call(*args: Any) -> Any:
+                self.deed()
+                done = await function(*args)
+                self.deed()
+                return done
+
+            return call
+
+        def plain(*args: Any, **more: Any) -> None:
+            self.deed()
+            function(*args, **more)
+            self.deed()
+
+        return plain
+
+    def around(self, thing: Any, *names: str) -> Any:
+        mine = {name: self.wrapped(getattr(thing, name)) for name in names}
+        return type("Mortal", (), {"__getattr__": lambda _self, name: mine.get(name) or getattr(thing, name)})()
+
+
+@pytest.fixture(params=list(MODELS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def on_a_bench(path: Path, kind: str, script: Callable[[Bench], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Simulator(record=True) as sim:
+            sim.batches.delay_s = None
+            await script(Bench(sim, path, kind))
+
+    asyncio.run(main())
+
+
+def test_all_questions_are_answered_in_parts_at_batch_price(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        answers = await bench.life()
+        assert [answers[i].label for i in range(9)] == ["card_arrival", "lost_or_stolen_card", "exchange_rate"] * 3
+        assert [len(batch.requests) for batch in bench.sim.batches.made] == [4, 4, 1]
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_wherever_it_dies_the_next_life_goes_on_and_nothing_is_asked_or_paid_twice(tmp_path: Path, kind: str) -> None:
+    """At every deed, before and after: a line of the job's file, a reservation, a settlement, a call."""
+    deeds = 0
+
+    async def whole(bench: Bench) -> None:
+        nonlocal deeds
+        await bench.life()
+        deeds = bench.mortal.deeds
+
+    on_a_bench(tmp_path / "whole", kind, whole)
+    assert deeds > 60
+    for place in range(1, deeds + 1):
+
+        async def script(bench: Bench, place: int = place) -> None:
+            with pytest.raises(Killed):
+                await bench.life(place)
+            answers = await bench.life()
+            labels = [answers[i].label for i in range(9)]
+            assert labels == ["card_arrival", "lost_or_stolen_card", "exchange_rate"] * 3, place
+            assert Counter(item.text for item in bench.sim.items) == Counter(TEXTS), place
+            assert bench.states() == {"settled": 9}, place
+            bench.books_are_exact()
+
+        on_a_bench(tmp_path / f"job-{place}", kind, script)
+
+
+def test_a_line_that_was_torn_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "job"
+    on_a_bench(path, "openai", lambda bench: asyncio.sleep(0, bench))  # type: ignore[arg-type,return-value]
+    whole = path.read_bytes()
+    for end in (1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        file = JobFile.open(path)
+        assert path.read_bytes() == whole[: whole.rfind(b"\n", 0, end) + 1]
+        assert (file.job is None) == (end == 1)
+        file.close()
+    path.write_bytes(whole.replace(b'"is":"rows"', b'"is":"what"'))
+    with pytest.raises(BadFile, match="line 2: not written by this release, or damaged"):
+        JobFile.open(path)
+
+
+def test_a_job_is_one_process_s_and_nobody_else_reads_it(tmp_path: Path) -> None:
+    file = JobFile.open(tmp_path / "job")
+    assert (tmp_path / "job").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(BadFile, match="another run works on the job"):
+        JobFile.open(tmp_path / "job")
+    file.close()
+
+
+def test_a_batch_that_shows_up_late_is_found_and_not_submitted_again(tmp_path: Path, kind: str) -> None:
+    """The connection breaks, the provider has the batch all the same and shows it only on the second look."""
+
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+        made = bench.sim.batches.made
+        hidden: list[Any] = []
+
+        async def at(point: str) -> None:
+            if point == "created" and not hidden and not bench.waits:
+                hidden.extend(made)
+                made.clear()
+                raise ConnectionResetError
+
+        def show() -> None:
+            if len(bench.waits) == 2:  # after the first look
+                made.extend(hidden)
+            if len(bench.waits) > 2:
+                bench.sim.batches.finish()
+
+        bench.sim.batches.at, bench.on_wait = at, show
+        await bench.life()
+        assert bench.waits[:2] == [1.0, batch_frontier.GRACE_S - 1.0]
+        assert len(made) == 1
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_a_batch_that_never_was_is_submitted_anew(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        async def at(point: str) -> None:
+            if point in ("create", "upload") and not bench.waits:
+                raise ConnectionResetError
+
+        bench.sim.batches.at = at
+        await bench.life()
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def bound_of(bench: Bench) -> int:
+    """What one question can cost at most: they are all about as long."""
+    base_url = bench.sim.url + ("/v1" if bench.kind == "openai" else "")
+    provider = build(bench.kind, name="p", model=MODELS[bench.kind], api_key="sk-x", base_url=base_url)  # type: ignore[arg-type]
+    bounds = [provider.upper_bound(Question("t", text, LABELS)) for text in TEXTS]
+    settlement = Settlement(PriceTable.load(), MODELS[bench.kind], batch=True)
+    return max(settlement.estimate(bound) or 0 for bound in bounds)
+
+
+def test_what_the_budget_has_no_room_for_at_once_waits_until_the_others_are_settled(tmp_path: Path, kind: str) -> None:
+    """Upper bounds are many times what answers cost."""
+
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+        bench.budget = Budget(10**9, {"t": 4 * bound_of(bench)})
+        answers = await bench.life()
+        assert [answers[i].degraded for i in range(9)] == [None] * 9
+        sizes = [len(batch.requests) for batch in bench.sim.batches.made]
+        assert sizes[0] == 4 and len(sizes) == 3
+        assert Counter(item.text for item in bench.sim.items) == Counter(TEXTS)
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_what_the_budget_does_not_pay_for_is_not_asked(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        bench.budget = Budget(10**9, {"t": bound_of(bench) // 2})
+        answers = await bench.life()
+        assert {answer.degraded for answer in answers.values()} == {"budget"}
+        assert bench.sim.batches.made == []
+        assert bench.states() == {}
+        assert any("budget of the day is used up" in line for line in bench.told)
+        again = await bench.life()
+        assert again == answers
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+@pytest.mark.parametrize("rooms", [0.5, 4], ids=["none", "four"])
+def test_where_money_is_short_it_may_die_anywhere_as_well(tmp_path: Path, rooms: float) -> None:
+    """At every third deed, which is enough to meet every kind of them; "none" has but a few."""
+    for place in range(1, 100, 3 if rooms > 1 else 1):
+        died = True
+
+        async def script(bench: Bench, place: int = place) -> None:
+            nonlocal died
+            bench.max_requests = 100
+            bench.budget = Budget(10**9, {"t": int(rooms * bound_of(bench))})
+            try:
+                await bench.life(place)
+                died = False
+            except Killed:
+                await bench.life()
+            async with bench.frontier() as (_, file):
+                asked = Counter(answer.degraded for answer in file.answers.values())
+            assert asked == ({None: 9} if rooms > 1 else {"budget": 9}), place
+            assert Counter(item.text for item in bench.sim.items) == Counter(TEXTS if rooms > 1 else []), place
+            assert bench.states() - Counter(unbilled=9) == Counter(settled=9 if rooms > 1 else 0), place
+            bench.books_are_exact()
+
+        on_a_bench(tmp_path / f"job-{place}", "openai", script)
+        if not died:
+            return
+    pytest.fail("it never ended")
+
+
+def test_what_fails_in_a_batch_is_unbilled_if_the_provider_says_so_and_else_uncertain(
+    tmp_path: Path, kind: str
+) -> None:
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+        bench.sim.fail_for(TEXTS[7], ["out_of_set"])
+        bench.sim.batches.order(["errored", "expired", "missing", "unreadable", "twice", "unknown", "long", "ok", "ok"])
+        answers = await bench.life()
+        states = [attempt.state for attempt in bench.ledger.attempts.values()]
+        unsure = "uncertain"
+        assert states == ["unbilled", "unbilled", unsure, unsure, "settled", unsure, unsure, "settled", "settled"]
+        assert [answers[i].label is not None for i in range(9)] == [i in (4, 8) for i in range(9)]
+        assert {answer.degraded for answer in answers.values()} == {None, "provider_unavailable"}
+        assert all(attempt.cost_nano > 0 for attempt in bench.ledger.attempts.values() if attempt.state == unsure)
+        assert answers[7].cost_nano > 0  # an answer that is none is billed all the same
+        assert "4 requests without a result, 3 lines that are no result of ours" in bench.told[-1]
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_a_batch_that_expired_is_not_charged(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        bench.sim.batches.order(batches=["ok", "expired"])
+        answers = await bench.life()
+        assert Counter(answer.degraded for answer in answers.values()) == {None: 5, "provider_unavailable": 4}
+        assert bench.states() == {"settled": 5, "unbilled": 4}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_a_batch_that_is_refused_whole_is_submitted_again_by_the_next_run(tmp_path: Path) -> None:
+    async def script(bench: Bench) -> None:
+        bench.sim.batches.order(batches=["failed"])
+        with pytest.raises(
+            Stopped, match=r"refused the batch batch_sim.* whole: token_limit_exceeded; nothing of it is"
+        ):
+            await bench.life()
+        assert bench.states() == {"unbilled": 4, "settled": 5}  # the others went their way
+        await bench.life()
+        assert bench.states() == {"unbilled": 4, "settled": 9}
+        assert Counter(item.text for item in bench.sim.items) == Counter(TEXTS)
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", "openai", script)
+
+
+def test_a_wrong_key_stops_it_and_a_right_one_goes_on(tmp_path: Path, kind: str) -> None:
+    """When it submits, nothing stays set aside; when it waits, what is submitted stays reserved."""
+
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+        bench.sim.batches.fail_next.append(401)
+        with pytest.raises(Stopped, match=r"the key is wrong.*it goes on"):
+            await bench.life()
+        assert bench.states() == {"unbilled": 9}
+        bench.sim.batches.fail_next.extend([0, 401] if kind == "anthropic" else [0, 0, 401])
+        with pytest.raises(Stopped, match="the key is wrong"):
+            await bench.life()
+        assert bench.states() == {"unbilled": 9, "reserved": 9}
+        await bench.life()
+        assert bench.states() == {"unbilled": 9, "settled": 9}
+        assert len(bench.sim.batches.made) == 1
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_a_provider_in_trouble_is_asked_again_ever_less_often(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+        submitting = [429, 529] + [0] * (1 if kind == "anthropic" else 2)
+        bench.sim.batches.fail_next.extend(submitting + [500, 429, 503] * 5)
+        await bench.life()
+        assert bench.waits[:2] == [1.0, 1.5]
+        asked = bench.waits[2:]
+        assert asked[0] == 1.0 and asked == sorted(asked[:15]) + asked[15:] and max(asked) == 60.0
+        assert sum("it is tried again" in line for line in bench.told) == 1  # said once
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_a_download_that_breaks_is_begun_again(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        broken = 0
+
+        async def at(point: str) -> None:
+            nonlocal broken
+            if point == "results" and broken < 3:
+                broken += 1
+                raise ConnectionResetError
+
+        bench.sim.batches.at = at
+        await bench.life()
+        assert broken == 3
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_books_that_can_not_be_written_stop_it_before_anything_is_sent(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        bench.ledger.broken = True
+        with pytest.raises(Stopped, match="nothing is submitted that is not in the books"):
+            await bench.life()
+        assert bench.sim.batches.made == []
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_texts_are_in_no_file_of_the_job(tmp_path: Path) -> None:
+    async def script(bench: Bench) -> None:
+        await bench.life()
+        written = bench.path.read_bytes()
+        assert not any(text.encode() in written for text in TEXTS)
+        assert all(json.loads(line)["is"] for line in written.splitlines())
+
+    on_a_bench(tmp_path / "job", "anthropic", script)
+
+
+# the command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-f", "in.csv", "-o", "out.csv", "--escalate", "batch", "--url", "http://localhost:1"], "works in process"),
+        (["-f", "in.csv", "--escalate", "batch"], "-o FILE"),
+        (["-f", "-", "-o", "out.csv", "--escalate", "batch"], "-f FILE"),
+        (["a text", "--escalate", "batch"], "is for a file"),
+        (["-f", "in.csv", "-o", "out.csv", "--escalate=later"], "'now', 'batch'"),
+    ],
+)
+def test_what_can_not_be_done_in_a_batch_is_said_at_once(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text("text\nx\n")
+    done = CliRunner().invoke(classify, arguments)
+    assert done.exit_code == 2
+    assert says in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "means", "texts"),
+    [
+        (["--escalate", "I lost my card"], "now", ("I lost my card",)),
+        (["I lost my card", "--escalate"], "now", ("I lost my card",)),
+        (["--escalate", "--json", "x"], "now", ("x",)),
+        (["--escalate", "now", "x"], "now", ("x",)),
+        (["--escalate", "batch", "x"], "batch", ("x",)),
+        (["--escalate=batch", "x"], "batch", ("x",)),
+        (["--", "--escalate", "x"], None, ("--escalate", "x")),
+        (["x"], None, ("x",)),
+    ],
+)
+def test_escalate_may_stand_alone_anywhere(arguments: list[str], means: str | None, texts: tuple[str, ...]) -> None:
+    context = classify.make_context("classify", list(arguments))
+    assert (context.params["escalate"], context.params["texts"]) == (means, texts)
+
+
+def test_a_plain_run_does_not_write_into_the_answers_of_a_job(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\nx\n")
+    (tmp_path / "out.csv.batch").write_text("")
+    with pytest.raises(BadFile, match="belongs to the batch job"):
+        answer_file(tmp_path / "in.csv", tmp_path / "out.csv", "text", lambda: pytest.fail("asked"), 2)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_first_provider_with_a_batch_api_and_a_batch_price_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    def chosen(*providers: tuple[str, str]) -> str:
+        async def main() -> str:
+            named = {f"{kind}-{model}": Provider(kind=kind, model=model) for kind, model in providers}  # type: ignore[arg-type]
+            asked = await classify_batch._choose(Config(providers=named))
+            await asked.provider.close()
+            return asked.provider.name
+
+        return asyncio.run(main())
+
+    decisions, luna = ("openai-decisions", "gpt-6-luna"), ("openai", "gpt-6-luna")
+    assert chosen(decisions, luna) == "openai-gpt-6-luna"
+    assert "openai-decisions-gpt-6-luna has no batch API that we know of; it is left out" in capsys.readouterr().err
+    with pytest.raises(BadFile, match="no configured provider has a batch API"):
+        chosen(decisions)
+    with pytest.raises(BadFile, match="no batch price is known for new-model"):
+        chosen(("anthropic", "new-model"), luna)
