@@ -87,8 +87,8 @@ bench-cache: $(VENV)/.bench $(LITELLM)/.installed  ## cache hits beside an empty
 soak: $(VENV)/.bench            ## 30 minutes of random lengths: is memory flat?
 	$(BIN)/python bench/soak.py
 
-bench-frontier: $(VENV)/.bench  ## recorded GPT-4 answers replayed through the simulator
-	$(BIN)/python bench/recorded.py
+bench-frontier: $(VENV)/.bench $(LITELLM)/.installed  ## recorded GPT-4 answers; hanging providers, stages, attacks; LiteLLM
+	@failed=0; for part in recorded frontier compatibility; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
 
 clean:
 	rm -rf $(VENV) .bench-venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out crossover-demo

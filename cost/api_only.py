@@ -19,7 +19,8 @@ ENOUGH_CALLS = 20  # for a line through them; with fewer the ratio is taken as 1
 
 #: Inputs that API-only would have bought: answered, not from the cache, not shared with an identical one in flight.
 MISS = "error IS NULL AND source <> 'cache' AND coalesced = 0"
-_CALL = "a.state = 'settled' AND a.estimated = 0 AND a.input + a.output > 0 AND a.at_us >= :since"
+#: A call to learn from; comparisons count no local tokens.
+_CALL = "a.state = 'settled' AND a.estimated = 0 AND a.tokens > 0 AND a.input + a.output > 0 AND a.at_us >= :since"
 BY_THE_HOUR = "$%/h"  # `price_version` of a call to a model that is rented, "$1.2/h": it has no price for tokens
 _NAME = "coalesce(nullif(a.answered_model, ''), a.model)"
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from cost.comparison import REQUESTS
 from cost.processes import alive
 from cost.schema import DAY_US, connect_readonly
 from cost.types import LedgerError
@@ -72,8 +73,10 @@ _ERRORS = (
     ),
 )
 FORGOTTEN_US = {False: 3_600_000_000, True: 26 * 3_600_000_000}  # a call; one in a batch, for which there is a day
-_ORPHANS = """SELECT count(*), min(request_id), coalesce(sum(cost_nano), 0) FROM attempts a WHERE state <> 'reserved'
-    AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""
+#: Comparisons (`cost.comparison`) answer nobody.
+_ORPHANS = f"""SELECT count(*), min(request_id), coalesce(sum(cost_nano), 0) FROM attempts a WHERE state <> 'reserved'
+    AND request_id NOT GLOB '{REQUESTS}*'
+    AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""  # noqa: S608 - our name
 _SPEND = f"""SELECT day, scope, name, sum(kept), sum(counted) FROM (
     SELECT day, '' AS scope, '' AS name, nano AS kept, 0 AS counted FROM spend
     UNION ALL SELECT *, 0 FROM spend_by

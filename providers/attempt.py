@@ -12,8 +12,9 @@ import structlog
 from cost.types import Budget, Intent, Outcome, Usage
 from providers.books import Books
 from providers.breaker import Admission, Breaker
-from providers.settlement import Settlement
-from providers.types import Answer, AuthFailed, Caller, Provider, ProviderError, Question, TimedOut, Unavailable
+from providers.retries import Retries
+from providers.settlement import Tariff
+from providers.types import Answer, AuthFailed, Caller, Permanent, Provider, ProviderError, Question, TimedOut
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,7 @@ class Failed(Exception):
 
     def __init__(self, error: ProviderError, cost_nano: int) -> None:
         super().__init__(type(error).__name__)
+        self.error = error
         self.cost_nano = cost_nano
 
 
@@ -40,7 +42,8 @@ class Terms(msgspec.Struct):
 
     budget: Budget
     min_call_s: float  # a call that can't end in time would only cost
-    slot_wait_s: float  # for another call to end, where as many as allowed are in flight
+    slot_wait_s: float  # how long calls may end later than expected, until nobody waits for their places
+    typical_s: float  # what an answer takes, until it is measured
     clock: Callable[[], float]
     wall: Callable[[], float]
 
@@ -60,15 +63,30 @@ class Lane:
     """One provider, what is known of it, and how many calls it may have under way."""
 
     def __init__(
-        self, provider: Provider, *, slots: int, breaker: Breaker, settlement: Settlement, books: Books, terms: Terms
+        self,
+        provider: Provider,
+        *,
+        max_in_flight: int,
+        breaker: Breaker,
+        retries: Retries,
+        tariff: Tariff,
+        books: Books,
+        terms: Terms,
     ) -> None:
         self.provider = provider
         self.breaker = breaker
-        self._settlement = settlement
+        self.retries = retries
+        #: Seconds that an answer takes as a rule: who has less left need not wait to ask again.
+        self.typical_s = terms.typical_s
+        self._tariff = tariff
         self._books = books
         self._terms = terms
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._max_in_flight = max_in_flight
         self._in_flight = 0
+        self._waiting = 0
+        self._moved_at = 0.0  # the loop's time, when the last call ended, or the last free place was taken
+        self._turned_away = 0
         self._calls = 0
 
     def status(self) -> dict[str, Any]:
@@ -81,7 +99,15 @@ class Lane:
             "failures": self.breaker.failures,
             "last_error": self.breaker.last_error,
             "in_flight": self._in_flight,
+            "max_in_flight": self._max_in_flight,
+            "waiting": self._waiting,
             "calls": self._calls,
+            "typical_s": round(self.typical_s, 3),
+            "retries": self.retries.made,
+            # What was not done because a limit was reached.
+            "overflow": {"in_flight": self._turned_away, "retries": self.retries.overflow},
+            "price": self._tariff.kind,
+            "unpriced": list(self._tariff.unpriced),
         }
 
     async def attempt(self, question: Question, caller: Caller, *, until: float, deadline: float) -> tuple[Answer, int]:
@@ -89,16 +115,11 @@ class Lane:
         if self.breaker.state == "open":
             raise Skipped(f"left alone for {self.breaker.open_for_s():.0f} s after {self.breaker.last_error}")
         bound = self.provider.upper_bound(question)
-        estimate = self._settlement.estimate(bound)
-        if estimate is None:
-            raise Skipped(f"no price is known for {self.provider.model}; add it to the config")
+        await self._slot(until)
         try:
-            # Not until the deadline: a provider that hangs would fill the service with requests that wait for it.
-            async with asyncio.timeout_at(min(until, asyncio.get_running_loop().time() + self._terms.slot_wait_s)):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise Busy("as many calls as allowed are in flight") from None
-        try:
+            estimate = self._tariff.estimate(bound, until - asyncio.get_running_loop().time())
+            if estimate is None:
+                raise Skipped(f"no price is known for {self.provider.model}; add it to the config")
             # Asked only now: whoever is admitted in the half-open state must make the call.
             admission = self.breaker.admit()
             if admission is None:
@@ -112,6 +133,36 @@ class Lane:
             return await self._ask(call, attempt_id)
         finally:
             self._slots.release()
+
+    async def _slot(self, until: float) -> None:
+        """A place among the calls in flight: waited for while calls end, and if the turn can come in time. A provider
+        that hangs would fill the service with those who wait for it. Raises `Busy`."""
+        now = asyncio.get_running_loop().time
+        if not self._slots.locked():
+            await self._slots.acquire()  # at once
+            self._moved_at = now()
+            return
+        latest = until - self.typical_s  # who has waited needs time for the call
+        if self.typical_s * (self._waiting + 1) / self._max_in_flight > latest - now():
+            raise self._busy()
+        self._waiting += 1
+        turn = asyncio.ensure_future(self._slots.acquire())
+        try:
+            while not turn.done():
+                patience = min(latest, self._moved_at + 2 * self.typical_s + self._terms.slot_wait_s) - now()
+                if patience <= 0:
+                    raise self._busy()
+                await asyncio.wait([turn], timeout=patience)
+        except BaseException:
+            if not turn.cancel():
+                self._slots.release()  # it came in the same moment
+            raise
+        finally:
+            self._waiting -= 1
+
+    def _busy(self) -> Busy:
+        self._turned_away += 1
+        return Busy("as many calls as allowed are in flight")
 
     def _intent(self, question: Question, caller: Caller, estimate: int) -> Intent:
         return Intent(
@@ -140,6 +191,7 @@ class Lane:
     async def _ask(self, call: _Call, attempt_id: int) -> tuple[Answer, int]:
         given = call.until - asyncio.get_running_loop().time()
         estimate = call.intent.estimate_nano
+        pricing = self._tariff.begin()
         started = self._terms.clock()
         self._in_flight += 1
         self._calls += 1
@@ -154,22 +206,27 @@ class Lane:
             failure = TimedOut("no answer in time")
         except asyncio.CancelledError:
             self.breaker.abandoned(call.admission)
-            outcome = self._settlement.unknown("Cancelled", estimate, self._us_since(started))
+            outcome = pricing.unknown("Cancelled", estimate, self._us_since(started))
             self._books.settle(attempt_id, call.intent, outcome)
             raise
         except Exception as error:  # noqa: BLE001 - an adapter's bug costs its own call, not the service
             # Without its traceback: the message may quote the text.
             log.error("provider_bug", provider=self.provider.name, error=type(error).__name__)  # noqa: TRY400
-            failure = Unavailable(type(error).__name__)
+            failure = Permanent(type(error).__name__)
+            failure.billed = "unknown"
         else:
             self.breaker.succeeded(call.admission)
-            outcome = self._settlement.answered(answer, estimate, self._us_since(started))
+            self.typical_s += 0.2 * (self._terms.clock() - started - self.typical_s)
+            self._moved_at = asyncio.get_running_loop().time()
+            outcome = pricing.answered(answer, estimate, self._us_since(started))
             await self._settled(call, attempt_id, outcome)
             return answer, outcome.cost_nano
         finally:
             self._in_flight -= 1
+        if not isinstance(failure, TimedOut):
+            self._moved_at = asyncio.get_running_loop().time()
         self._blame(call.admission, failure, given)
-        outcome = self._settlement.failed(failure, call.bound, estimate, self._us_since(started))
+        outcome = pricing.failed(failure, call.bound, estimate, self._us_since(started))
         await self._settled(call, attempt_id, outcome)
         raise Failed(failure, outcome.cost_nano) from None
 

@@ -124,7 +124,7 @@ def batches_of(kind: Kind, client: Any, *, via: Via | None = None, base_url: str
 
         return AnthropicBatches(client)
     # Servers that speak OpenAI's chat format rarely have its batches.
-    if kind == "openai" or (kind == "openai-chat" and urlsplit(base_url or "").hostname == _OPENAI):
+    if kind == "openai" or (kind == "openai-chat" and (base_url is None or urlsplit(base_url).hostname == _OPENAI)):
         from providers.openai_batches import OpenAIBatches
 
         return OpenAIBatches(client, "/v1/responses" if kind == "openai" else "/v1/chat/completions")

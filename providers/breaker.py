@@ -7,7 +7,7 @@ from typing import Literal, NewType
 
 import msgspec
 
-from providers.types import AuthFailed, ProviderError, RateLimited, TimedOut
+from providers.types import AuthFailed, BadRequest, ProviderError, Refused, SchemaRefused, TimedOut, Transient
 
 State = Literal["closed", "open", "half_open"]
 #: Of one call; to be handed back with its end.
@@ -77,13 +77,13 @@ class Breaker:
         self.abandoned(admission)
         self.last_error = type(error).__name__
         s = self._settings
-        if isinstance(error, TimedOut) and given_s < s.patience_s:
+        if _says_nothing(error) or (isinstance(error, TimedOut) and given_s < s.patience_s):
             return
         self.failures += admission == self._period
         # A refused key and a plea for patience hold whenever the call was admitted.
         if isinstance(error, AuthFailed):
             self._open(s.auth_open_s)
-        elif isinstance(error, RateLimited) and error.retry_after:
+        elif isinstance(error, Transient) and error.retry_after:
             self._open(min(error.retry_after, s.retry_after_max_s))
         elif admission == self._period and (probed or self.failures >= s.failures):
             self._open(s.open_s)
@@ -92,3 +92,9 @@ class Breaker:
         # Calls that were already under way may fail later and for milder reasons; they don't shorten the wait.
         self._period += 1
         self._open_until = max(self._open_until or 0.0, self._clock() + seconds)
+
+
+def _says_nothing(error: ProviderError) -> bool:
+    """Of the provider's health: it is asked more simply next time; or the text was one that the model would not answer,
+    too long, or of a shape that can't be asked at all. Else one caller's texts would close it to the others."""
+    return isinstance(error, SchemaRefused | Refused) or (isinstance(error, BadRequest) and error.status in (0, 413))

@@ -1,31 +1,55 @@
 """The providers in order, under one deadline: the only place where paid calls are made.
 
-A call that fails moves on to the next provider, once, while time lasts. One wire call is one attempt in the ledger
-(`providers.attempt`).
+A call that fails is made again at the same provider where that may help (`providers.retries`), else it moves on to the
+next one, while time and money last. One wire call is one attempt in the ledger (`providers.attempt`).
+
+A caller who is cancelled takes the call under way with him, and it counts with its upper bound. Callers of the service
+who leave are not: there an escalation is a task of its own (`router.flights`), which ends, is settled with what it used
+and is kept for the next who asks. It is bounded by the deadline and by the calls that may be in flight; only the end of
+the process cancels it. So nothing of the kind is needed here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
 from cost.types import Budget, BudgetExhausted, LedgerError, Outcome
 from providers.attempt import Busy, Failed, Lane, Skipped, Terms
 from providers.books import Books, Ledger
 from providers.breaker import Breaker, BreakerSettings
+from providers.hourly import Hourly
+from providers.retries import Retries, RetrySettings
 from providers.settlement import Prices, Settlement
-from providers.types import Caller, DegradedReason, FrontierAnswer, FrontierUnavailable, Provider, Question
+from providers.types import Answer, Caller, DegradedReason, FrontierAnswer, FrontierUnavailable, Provider, Question
 
 log = structlog.get_logger(__name__)
 
 
+class LaneSettings(msgspec.Struct, frozen=True):
+    """Of one provider."""
+
+    max_in_flight: int = 16
+    nano_per_hour: int | None = None  # what its machine costs; None: it is paid by tokens
+
+
+class Spent(msgspec.Struct):
+    """For one question so far, at all providers."""
+
+    nano: int = 0
+    attempts: int = 0
+
+
 class Chain:
-    """Implements `Frontier`. `clock` (seconds) drives the breakers, `wall` (seconds) dates the attempts; deadlines are
-    in the event loop's time. `on_attempt(provider, model, outcome)` is called once an attempt has ended."""
+    """Implements `Frontier`. `lanes` by provider name. `clock` (seconds) drives the breakers and measures, `wall`
+    (seconds) dates the attempts, `sleep` and `draw` ([0, 1)) make the pauses before retries; deadlines are in the event
+    loop's time. `on_attempt(provider, model, outcome)` is called once an attempt has ended."""
 
     def __init__(
         self,
@@ -34,31 +58,38 @@ class Chain:
         ledger: Ledger,
         prices: Prices,
         budget: Budget,
-        max_attempts: int = 2,
-        max_in_flight: int = 16,
+        lanes: Mapping[str, LaneSettings] | None = None,
         breaker: BreakerSettings | None = None,
+        retries: RetrySettings | None = None,
         min_call_s: float = 0.05,
         slot_wait_s: float = 0.25,
+        typical_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
         on_attempt: Callable[[str, str, Outcome], None] = lambda _provider, _model, _outcome: None,
     ) -> None:
         self._books = Books(ledger, on_attempt)
-        self._max_attempts = max_attempts
         self._min_call_s = min_call_s
         self._clock = clock
-        self.terms = Terms(budget, min_call_s, slot_wait_s, clock, wall)
-        self._lanes = [
-            Lane(
+        self._sleep = sleep
+        self.terms = Terms(budget, min_call_s, slot_wait_s, typical_s, clock, wall)
+
+        def lane(provider: Provider) -> Lane:
+            settings = (lanes or {}).get(provider.name, LaneSettings())
+            hourly = settings.nano_per_hour
+            return Lane(
                 provider,
-                slots=max_in_flight,
+                max_in_flight=settings.max_in_flight,
                 breaker=Breaker(breaker or BreakerSettings(), clock),
-                settlement=Settlement(prices, provider.model),
+                retries=Retries(retries or RetrySettings(), draw),
+                tariff=Settlement(prices, provider.model) if hourly is None else Hourly(hourly, clock),
                 books=self._books,
                 terms=self.terms,
             )
-            for provider in providers
-        ]
+
+        self._lanes = [lane(provider) for provider in providers]
 
     def configured(self) -> Sequence[tuple[str, str]]:
         return [(lane.provider.name, lane.provider.identity) for lane in self._lanes]
@@ -79,25 +110,20 @@ class Chain:
             raise FrontierUnavailable("no_provider", "no provider is configured")
         loop = asyncio.get_running_loop()
         started = self._clock()
-        spent, attempts, busy = 0, 0, False
+        spent, busy = Spent(), False
         reason: DegradedReason = "provider_unavailable"
         detail: list[str] = []
-        for place, lane in enumerate(self._lanes):
+        for lane in self._lanes:
             left = deadline - loop.time()
-            if attempts == self._max_attempts or left < self._min_call_s:
+            if left < self._min_call_s:
                 break
             # A provider that hangs leaves the next one time to answer.
-            last = attempts + 1 == self._max_attempts or place + 1 == len(self._lanes)
-            until = deadline if last else loop.time() + left * 0.6
+            until = deadline if lane is self._lanes[-1] else loop.time() + left * 0.6
             try:
-                answer, cost = await lane.attempt(question, caller, until=until, deadline=deadline)
-            except Skipped as skipped:
-                busy |= isinstance(skipped, Busy)
-                detail.append(f"{lane.provider.name}: {skipped}")
-                continue
-            except Failed as failed:
-                detail.append(f"{lane.provider.name}: {failed}")
-                attempts, spent = attempts + 1, spent + failed.cost_nano
+                answer = await self._ask(lane, question, caller, spent, until=until, deadline=deadline)
+            except (Failed, Skipped) as why:
+                busy |= isinstance(why, Busy)
+                detail.append(f"{lane.provider.name}: {why}")
                 continue
             except BudgetExhausted as error:
                 reason, detail = "budget", [str(error)]
@@ -111,18 +137,44 @@ class Chain:
                 label=answer.label,
                 provider=lane.provider.name,
                 model=answer.model or lane.provider.model,
-                cost_nano=spent + cost,
+                cost_nano=spent.nano,
                 latency_us=self._us_since(started),
-                attempts=attempts + 1,
+                attempts=spent.attempts,
                 confidence=answer.confidence,
+                scores=answer.scores,
             )
         if reason == "provider_unavailable" and deadline - loop.time() < self._min_call_s:
             reason = "deadline"
-        elif reason == "provider_unavailable" and busy and attempts == 0:
+        elif reason == "provider_unavailable" and busy and spent.attempts == 0:
             reason = "overload"
         raise FrontierUnavailable(
-            reason, "; ".join(detail) or reason, cost_nano=spent, latency_us=self._us_since(started)
+            reason, "; ".join(detail) or reason, cost_nano=spent.nano, latency_us=self._us_since(started)
         )
+
+    async def _ask(
+        self, lane: Lane, question: Question, caller: Caller, spent: Spent, *, until: float, deadline: float
+    ) -> Answer:
+        """At one provider. Who waits to ask again holds no place among its calls. Raises as `Lane.attempt`."""
+        loop = asyncio.get_running_loop()
+        with lane.retries.question() as again:
+            while True:
+                try:
+                    answer, cost = await lane.attempt(question, caller, until=until, deadline=deadline)
+                except Failed as failed:
+                    spent.nano, spent.attempts = spent.nano + failed.cost_nano, spent.attempts + 1
+                    wait = lane.retries.wait_s(
+                        again,
+                        failed.error,
+                        left_s=until - loop.time() - lane.typical_s,
+                        open_for_s=lane.breaker.open_for_s(),
+                    )
+                    if wait is None:
+                        raise
+                else:
+                    spent.nano, spent.attempts = spent.nano + cost, spent.attempts + 1
+                    return answer
+                if wait:
+                    await self._sleep(wait)
 
     def _us_since(self, started: float) -> int:
         return int((self._clock() - started) * 1e6)

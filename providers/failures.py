@@ -36,9 +36,10 @@ def from_status(status: int, headers: Mapping[str, str], code: str = "") -> Prov
     if status == 429:
         return RateLimited(said, retry_after=retry_after(headers))
     if status in (503, 529):
-        return unbilled(Unavailable(f"{said}: overloaded"))  # turned away before any work
+        # Turned away before any work.
+        return unbilled(Unavailable(f"{said}: overloaded", retry_after=retry_after(headers)))
     if status >= 500:
-        return Unavailable(said)
+        return Unavailable(said, retry_after=retry_after(headers))
     if status in (408, 409, 425):
         return unbilled(Unavailable(said))
     if 300 <= status < 400:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -10,6 +11,9 @@ from cost.types import Outcome, Usage
 from providers.types import Answer, ProviderError
 
 log = structlog.get_logger(__name__)
+
+#: Models without a price that are remembered; a server that makes up names must not fill memory and log.
+MOST_UNPRICED = 20
 
 
 class Prices(Protocol):
@@ -23,42 +27,70 @@ class Prices(Protocol):
     ) -> int | None: ...
 
 
-class Settlement:
-    """Prices the ends of the attempts at one configured model; `bound` and `estimate` are an attempt's upper bound."""
+class Pricing(Protocol):
+    """The end of one attempt: exactly one of these is called. `bound` and `estimate` are its upper bound."""
 
-    def __init__(self, prices: Prices, configured: str) -> None:
+    def answered(self, answer: Answer, estimate: int, latency_us: int) -> Outcome: ...
+    def failed(self, failure: ProviderError, bound: Usage, estimate: int, latency_us: int) -> Outcome: ...
+    def unknown(self, error: str, estimate: int, latency_us: int) -> Outcome: ...
+
+
+class Tariff(Protocol):
+    """What a provider's calls cost: by tokens (`Settlement`) or by the hour (`providers.hourly.Hourly`)."""
+
+    @property
+    def kind(self) -> str: ...  # "tokens", "$1.2/h"
+    @property
+    def unpriced(self) -> Sequence[str]: ...  # models that were met and have no price: each is an alarm
+    def estimate(self, bound: Usage, seconds: float) -> int | None: ...
+    def begin(self) -> Pricing: ...
+
+
+class Settlement:
+    """Prices the ends of the attempts at one configured model, by tokens. `batch`: at the batch API's price."""
+
+    kind = "tokens"
+
+    def __init__(self, prices: Prices, configured: str, *, batch: bool = False) -> None:
         self._prices = prices
         self._configured = configured
-        self._unpriced: set[str] = set()  # told once each
+        self._batch = batch
+        self.unpriced: list[str] = []  # told once each
 
-    def estimate(self, bound: Usage) -> int | None:
+    def estimate(self, bound: Usage, seconds: float = 0.0) -> int | None:  # noqa: ARG002 - tokens take no time
         """nano-USD that the call can cost at most; None: the model has no price, which is told once."""
-        nano = self._prices.upper_bound_nano(self._configured, bound.input, bound.output)
+        nano = self._prices.upper_bound_nano(self._configured, bound.input, bound.output, batch=self._batch)
         if nano is None:
             self._tell(self._configured)
         return nano
 
+    def begin(self) -> Pricing:
+        return self
+
     def answered(self, answer: Answer, estimate: int, latency_us: int) -> Outcome:
-        return self._settled(answer.model, answer.usage, estimate, latency_us, None)
+        return self._settled(answer.model, answer.usage, estimate, latency_us, None, answer.reply_id)
 
     def failed(self, failure: ProviderError, bound: Usage, estimate: int, latency_us: int) -> Outcome:
-        name = type(failure).__name__
+        name, reply_id = type(failure).__name__, failure.reply_id
         if failure.usage is not None or failure.billed == "yes":
-            return self._settled(failure.model, failure.usage or bound, estimate, latency_us, name)
+            usage = failure.usage or bound
+            return self._settled(failure.model, usage, estimate, latency_us, name, reply_id)
         if failure.billed == "no":
-            return Outcome("unbilled", model=failure.model, error=name, latency_us=latency_us)
-        return self.unknown(name, estimate, latency_us)
+            return Outcome("unbilled", model=failure.model, error=name, latency_us=latency_us, reply_id=reply_id)
+        return self.unknown(name, estimate, latency_us, reply_id)
 
-    def unknown(self, error: str, estimate: int, latency_us: int) -> Outcome:
-        return Outcome("uncertain", cost_nano=estimate, error=error, latency_us=latency_us)
+    def unknown(self, error: str, estimate: int, latency_us: int, reply_id: str = "") -> Outcome:
+        return Outcome("uncertain", cost_nano=estimate, error=error, latency_us=latency_us, reply_id=reply_id)
 
-    def _settled(self, model: str, usage: Usage, estimate: int, latency_us: int, error: str | None) -> Outcome:
+    def _settled(
+        self, model: str, usage: Usage, estimate: int, latency_us: int, error: str | None, reply_id: str
+    ) -> Outcome:
         """At the price of the model that answered; `price_version` tells where something else stands in for it."""
         model, version = model or self._configured, self._prices.version
-        cost = estimate if usage.estimated else self._prices.cost_nano(model, usage)
+        cost = estimate if usage.estimated else self._cost(model, usage)
         if cost is None:
             self._tell(model)
-            cost, version = self._prices.cost_nano(self._configured, usage), f"{version} as {self._configured}"
+            cost, version = self._cost(self._configured, usage), f"{version} as {self._configured}"
         if cost is None:  # tokens in a bucket that even the configured model has no price for
             cost, version = estimate, f"{version}, bound"
         return Outcome(
@@ -69,9 +101,13 @@ class Settlement:
             price_version=version,
             error=error,
             latency_us=latency_us,
+            reply_id=reply_id,
         )
 
+    def _cost(self, model: str, usage: Usage) -> int | None:
+        return self._prices.cost_nano(model, usage, batch=self._batch)
+
     def _tell(self, model: str) -> None:
-        if model not in self._unpriced:
-            self._unpriced.add(model)
+        if model not in self.unpriced and len(self.unpriced) < MOST_UNPRICED:
+            self.unpriced.append(model)
             log.error("model_without_price", model=model, configured=self._configured, do="add its price to the config")

@@ -1,8 +1,8 @@
 """What is asked of a frontier model, what it answers, and every way it can fail.
 
 ProviderError                      carries `usage` where the provider reported one, and `billed`
-├── Transient                      another provider, or a later try, may succeed
-│   ├── RateLimited                429; `retry_after` seconds where it said so
+├── Transient                      another provider, or a later try, may succeed; `retry_after` seconds where it said so
+│   ├── RateLimited                429
 │   ├── Unavailable                5xx, refused, reset, TLS
 │   ├── SchemaRefused              the server knows no strict schemas; the same provider asks more simply next time
 │   └── TimedOut                   our deadline; the call may have been billed
@@ -109,15 +109,16 @@ class ProviderError(Exception):
 
 
 class Transient(ProviderError):
-    """Another provider, or a later try, may succeed."""
-
-
-class RateLimited(Transient):
-    """429. `retry_after`: seconds the provider asked for, None if it named none that makes sense."""
+    """Another provider, or a later try, may succeed. `retry_after`: seconds the provider asked for, None if it named
+    none that makes sense."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimited(Transient):
+    """429."""
 
 
 class Unavailable(Transient):

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from cost.ledger import Ledger
-from cost.types import NANO_PER_USD, LedgerError, Outcome
+from cost.types import NANO_PER_USD, LedgerError
 from local_model.model import LocalModel
 from providers.chain import Chain
 from router import paths, policy
@@ -33,8 +33,8 @@ from router.reload import Adopted, taken_over
 from router.reporting import budget, price_table
 from router.siblings import ALONE, Place
 from router.telemetry import Telemetry
-from router.types import ClassifyRequest
-from router.wiring import config_digest, inspection_notes, make_provider
+from router.types import ANY_REASON, ClassifyRequest, Degraded
+from router.wiring import config_digest, inspection_notes, lane_settings, make_provider
 
 log = structlog.get_logger("crossover")
 
@@ -98,9 +98,12 @@ class Service:
             ledger=self.ledger,
             prices=self.prices,
             budget=budget(self.config),
-            on_attempt=self._count_attempt,
+            lanes=lane_settings(config),
+            on_attempt=telemetry.attempted,
         )
         stack.push_async_callback(self.chain.close)
+        for name in config.providers:  # the alert looks at its increase, and a counter that begins at 1 has none
+            telemetry.attempts.labels(name, "AuthFailed")
         self._serve(self.loaded)
 
     async def _open_cache(self) -> None:
@@ -186,6 +189,7 @@ class Service:
         self.chain.terms.budget = budget(self.config)
         self.telemetry.config_was_loaded(self.config_digest)
         self.telemetry.budget.set(self.config.budget_usd)
+        self._refuses = frozenset[Degraded]({"budget"} if self.config.budget.when_out == "refuse" else ())
 
     async def _note_local(self) -> None:
         """For reports and `crossover cache get`: what answers from now on."""
@@ -279,7 +283,7 @@ class Service:
             ),
             deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
             started_ns=started_ns,
-            strict=request.strict,
+            refuses=ANY_REASON if request.strict else self._refuses,
             coalesce=read_cache,
             read_cache=read_cache and self.telemetry.caching,
             write_cache=write_cache and self.telemetry.caching,
@@ -301,7 +305,3 @@ class Service:
         self.state = "failed"
         log.error("model_died", error=type(error).__name__)
         self.on_fatal(f"the local model died: {type(error).__name__}")
-
-    def _count_attempt(self, provider: str, model: str, outcome: Outcome) -> None:
-        self.telemetry.attempts.labels(provider, outcome.error or "answered").inc()
-        self.telemetry.spend.labels(provider, model, outcome.state).inc(outcome.cost_nano / NANO_PER_USD)

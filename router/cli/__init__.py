@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check", "Every problem of a config at once; --live asks the providers too."),
     "classify": ("classify", "Classify a text or a file, in process or through a service."),
     "learn": ("learn", "Train a task's head from your own labels."),
+    "compare": ("compare", "The cheapest adequate model, as a measurement; prompt injections tried."),
     "report": ("report", "Cost, latency, savings, and the volume at which your own model pays."),
     "cache": ("cache", "Look into the response cache; purge it."),
     "ledger": ("ledger", "The books: show a request, verify the file."),

@@ -104,7 +104,7 @@ def classify(
 
     try:
         if file is not None and out is not None and escalate == "batch":
-            from router.cli.classify_batch import answer_in_batch
+            from router.cli.batch.run import answer_in_batch
 
             assert loaded is not None
             sys.exit(1 if answer_in_batch(loaded, file, out, text_col, task) else 0)

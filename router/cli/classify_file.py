@@ -164,7 +164,7 @@ def opened(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = 
 
 
 def job_path(out: Path) -> Path:
-    """Where the job of `--escalate batch` is noted (`router.cli.job_file`)."""
+    """Where the job of `--escalate batch` is noted (`router.cli.batch.job_file`)."""
     return out.with_name(f"{out.name}.batch")
 
 

@@ -22,10 +22,11 @@ PATIENCE_S = 180
 #: The command, small groups and short waits; it says "here" and stays where it is told to stop.
 DRIVER = """
 import sys, time
-from router.cli import batch_answers, batch_books, batch_frontier, classify_batch, job_file, main
+from router.cli import main
+from router.cli.batch import output, books, frontier, run, job_file
 
-batch_frontier.GRACE_S, batch_frontier.FIRST_S = 1.0, 0.05
-batch_books.GROUP, classify_batch.SIZE, batch_answers.SIZE = 2, 4, 4
+frontier.GRACE_S, frontier.FIRST_S = 1.0, 0.05
+books.GROUP, run.SIZE, output.SIZE = 2, 4, 4
 point = sys.argv.pop(1)
 
 
@@ -36,7 +37,7 @@ def stop(passed=0):
         time.sleep(600)
 
 
-append, ended = job_file.JobFile.append, batch_answers._ended
+append, ended = job_file.JobFile.append, output._ended
 
 
 def appending(self, line, **more):
@@ -55,7 +56,7 @@ def ending(*given):
     return ended(*given)
 
 
-job_file.JobFile.append, batch_answers._ended = appending, ending
+job_file.JobFile.append, output._ended = appending, ending
 main()
 """
 TEXTS = [

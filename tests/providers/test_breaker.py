@@ -16,11 +16,14 @@ from providers.simulator import Simulator
 from providers.types import (
     Answer,
     AuthFailed,
+    BadRequest,
     FrontierUnavailable,
     Provider,
     ProviderError,
     Question,
     RateLimited,
+    Refused,
+    SchemaRefused,
     TimedOut,
     Unavailable,
 )
@@ -158,6 +161,23 @@ def test_a_caller_in_a_hurry_does_not_close_a_provider_to_the_others(breaker: Br
     assert breaker.state == "closed"
     fail(breaker, *[TimedOut("x")] * 3, given_s=5)
     assert breaker.state == "open"
+
+
+@pytest.mark.parametrize(
+    "error", [BadRequest("x", status=413), BadRequest("256 labels"), SchemaRefused("x"), Refused("x")]
+)
+def test_what_lies_in_the_question_does_not_close_a_provider_to_the_others(
+    breaker: Breaker, clock: Clock, error: ProviderError
+) -> None:
+    fail(breaker, *[error] * 20)
+    assert breaker.state == "closed"
+    fail(breaker, *[BadRequest("no such model", status=404)] * 3)
+    assert breaker.state == "open"
+    clock.now += 10
+    fail(breaker, error)  # as a probe it shows nothing either: the next one decides
+    assert breaker.state == "half_open"
+    breaker.succeeded(admitted(breaker))
+    assert breaker.state == "closed"
 
 
 def test_an_open_breaker_keeps_the_wire_silent_and_the_answer_fast(

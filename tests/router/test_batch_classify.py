@@ -23,14 +23,14 @@ from providers.sdk import SdkProvider
 from providers.settlement import Settlement
 from providers.simulator import Simulator
 from providers.types import Label, Question
-from router.cli import batch_frontier, classify_batch
 from router.cli.asking import Stopped
-from router.cli.batch_books import Books
-from router.cli.batch_frontier import Frontier
-from router.cli.batch_input import Task
+from router.cli.batch import frontier, run
+from router.cli.batch.books import Books
+from router.cli.batch.frontier import Frontier
+from router.cli.batch.input import Task
+from router.cli.batch.job_file import Answered, Job, JobFile, Local, RowAnswer, Rows
 from router.cli.classify import classify
 from router.cli.classify_file import answer_file
-from router.cli.job_file import Answered, Job, JobFile, Local, RowAnswer, Rows
 from router.cli.rows import BadFile
 from router.config import Config, Provider
 
@@ -272,7 +272,7 @@ def test_a_batch_that_shows_up_late_is_found_and_not_submitted_again(tmp_path: P
 
         bench.sim.batches.at, bench.on_wait = at, show
         await bench.life()
-        assert bench.waits[:2] == [1.0, batch_frontier.GRACE_S - 1.0]
+        assert bench.waits[:2] == [1.0, frontier.GRACE_S - 1.0]
         assert len(made) == 1
         assert bench.states() == {"settled": 9}
         bench.books_are_exact()
@@ -537,7 +537,7 @@ def test_the_first_provider_with_a_batch_api_and_a_batch_price_is_asked(capsys: 
     def chosen(*providers: tuple[str, str]) -> str:
         async def main() -> str:
             named = {f"{kind}-{model}": Provider(kind=kind, model=model) for kind, model in providers}  # type: ignore[arg-type]
-            asked = await classify_batch._choose(Config(providers=named))
+            asked = await run._choose(Config(providers=named))
             await asked.provider.close()
             return asked.provider.name
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from cost.types import AttemptState, Budget, BudgetExhausted, Intent, Outcome
-from router.cli.job_file import JobFile
+from router.cli.batch.job_file import JobFile
 
 T = TypeVar("T")
 

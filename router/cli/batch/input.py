@@ -11,8 +11,8 @@ from typing import NamedTuple
 from providers.types import Question
 from router.cache.keys import normalize
 from router.cli import rows as rows_of
+from router.cli.batch.job_file import JobFile
 from router.cli.classify_file import opened
-from router.cli.job_file import JobFile
 from router.cli.rows import BadFile
 from router.config_file import Loaded
 

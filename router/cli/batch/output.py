@@ -18,9 +18,9 @@ from router.cache.entry import Entry
 from router.cache.types import Slot
 from router.cli import rows as rows_of
 from router.cli.asking import Stopped
-from router.cli.batch_input import Work
+from router.cli.batch.input import Work
+from router.cli.batch.job_file import Answered, JobFile, RowAnswer, Values
 from router.cli.classify_file import summary
-from router.cli.job_file import Answered, JobFile, RowAnswer, Values
 from router.cli.rows import BadFile
 from router.config import LOCAL_TENANT
 from router.service import Service

@@ -24,11 +24,11 @@ from providers.batches import Batches, Order, Result
 from providers.sdk import SdkProvider
 from providers.settlement import Settlement
 from providers.types import Answer, AuthFailed, Permanent, ProviderError, Question, RateLimited
-from router.cli import batch_books, job_file
 from router.cli.asking import Stopped
-from router.cli.batch_books import Books, groups
-from router.cli.batch_input import Task
-from router.cli.job_file import Answered, JobFile
+from router.cli.batch import books, job_file
+from router.cli.batch.books import Books, groups
+from router.cli.batch.input import Task
+from router.cli.batch.job_file import Answered, JobFile
 
 T = TypeVar("T")
 
@@ -240,7 +240,7 @@ class Frontier:
                     odd += 1
                 elif number in texts and number not in found:
                     found[number] = self._came(number, texts[number], result)
-                if len(found) == batch_books.GROUP:
+                if len(found) == books.GROUP:
                     await self._note(found)
                     for number in found:
                         del texts[number]

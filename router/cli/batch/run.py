@@ -30,14 +30,14 @@ from providers.settlement import Settlement
 from providers.types import Question
 from router import policy
 from router.ask import TaskRoute
-from router.cli import batch_answers, batch_local, job_file
 from router.cli import rows as rows_of
 from router.cli.asking import Stopped, opened
-from router.cli.batch_books import Books
-from router.cli.batch_frontier import Frontier
-from router.cli.batch_input import Task, Work, stamp_of, texts
+from router.cli.batch import job_file, local, output
+from router.cli.batch.books import Books
+from router.cli.batch.frontier import Frontier
+from router.cli.batch.input import Task, Work, stamp_of, texts
+from router.cli.batch.job_file import Job, JobFile, RowAnswer, Rows
 from router.cli.classify_file import answer_rows, begun, in_order, job_path, of_its_format, progress, summary, values_of
-from router.cli.job_file import Job, JobFile, RowAnswer, Rows
 from router.cli.rows import BadFile, Row
 from router.config import LOCAL_TENANT, Config
 from router.config_file import Loaded, ledger_path
@@ -95,7 +95,7 @@ async def _run(work: Work, job: JobFile, answers: BinaryIO) -> int:
             if asked is not None and job.questions:
                 with _showing() as show:
                     await _frontier(work, job, service, route, asked, show)
-            return await batch_answers.write(work, job, answers, service, route)
+            return await output.write(work, job, answers, service, route)
         finally:
             if asked is not None:
                 await asked.provider.close()
@@ -177,7 +177,7 @@ async def _local(work: Work, job: JobFile, service: Service, failures: list[str]
     assert job.job is not None
     if job.local_done:
         return
-    of = batch_local.asking(service, failures, work.task, _requests(job.job.id))
+    of = local.asking(service, failures, work.task, _requests(job.job.id))
     with ExitStack() as stack:
         rows = work.rows(stack)
         start = job.job.begun + job.rows
@@ -202,7 +202,7 @@ async def _local(work: Work, job: JobFile, service: Service, failures: list[str]
 def _row_answer(result: dict[str, Any], job: JobFile, new: dict[bytes, int]) -> RowAnswer:
     """`new`: questions of this line, by their text's digest."""
     values: Any = values_of(result)
-    held: InputRow | None = result.get(batch_local.HELD)
+    held: InputRow | None = result.get(local.HELD)
     if held is None:
         return RowAnswer(values)
     number = job.numbers.get(held.text_digest, new.get(held.text_digest))
