@@ -37,6 +37,7 @@ class LaneSettings(msgspec.Struct, frozen=True):
 
     max_in_flight: int = 16
     nano_per_hour: int | None = None  # what its machine costs; None: it is paid by tokens
+    own_price: bool = False  # its tokens have a price of their own, whatever its replies call the model
 
 
 class Spent(msgspec.Struct):
@@ -84,7 +85,9 @@ class Chain:
                 max_in_flight=settings.max_in_flight,
                 breaker=Breaker(breaker or BreakerSettings(), clock),
                 retries=Retries(retries or RetrySettings(), draw),
-                tariff=Settlement(prices, provider.model) if hourly is None else Hourly(hourly, clock),
+                tariff=Settlement(prices, provider.model, own_price=settings.own_price)
+                if hourly is None
+                else Hourly(hourly, clock),
                 books=self._books,
                 terms=self.terms,
             )

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import structlog
 
+from cost.prices import SIMULATED
 from cost.types import Outcome, Usage
 from providers.types import Answer, ProviderError
 
@@ -47,14 +48,16 @@ class Tariff(Protocol):
 
 
 class Settlement:
-    """Prices the ends of the attempts at one configured model, by tokens. `batch`: at the batch API's price."""
+    """Prices the ends of the attempts at one configured model, by tokens. `batch`: at the batch API's price.
+    `own_price`: at the configured model's, whatever the replies call it (a cloud's names and prices are its own)."""
 
     kind = "tokens"
 
-    def __init__(self, prices: Prices, configured: str, *, batch: bool = False) -> None:
+    def __init__(self, prices: Prices, configured: str, *, batch: bool = False, own_price: bool = False) -> None:
         self._prices = prices
         self._configured = configured
         self._batch = batch
+        self._own_price = own_price
         self.unpriced: list[str] = []  # told once each
 
     def estimate(self, bound: Usage, seconds: float = 0.0) -> int | None:  # noqa: ARG002 - tokens take no time
@@ -87,10 +90,14 @@ class Settlement:
     ) -> Outcome:
         """At the price of the model that answered; `price_version` tells where something else stands in for it."""
         model, version = model or self._configured, self._prices.version
-        cost = estimate if usage.estimated else self._cost(model, usage)
+        priced = self._configured if self._own_price else model
+        cost = estimate if usage.estimated else self._cost(priced, usage)
         if cost is None:
-            self._tell(model)
-            cost, version = self._cost(self._configured, usage), f"{version} as {self._configured}"
+            self._tell(priced)
+            priced = self._configured
+            cost = self._cost(priced, usage)
+        if priced not in (model, model.removeprefix(SIMULATED)):
+            version = f"{version} as {priced}"
         if cost is None:  # tokens in a bucket that even the configured model has no price for
             cost, version = estimate, f"{version}, bound"
         return Outcome(

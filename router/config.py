@@ -121,6 +121,8 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: Usd
     cache_read: Usd | None = None
     cache_write: Usd | None = None
+    batch_input: Usd | None = None
+    batch_output: Usd | None = None
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

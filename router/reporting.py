@@ -95,4 +95,6 @@ def _price(configured: ConfiguredPrice) -> Price:
         cache_read=nano(configured.input if configured.cache_read is None else configured.cache_read),
         cache_write_5m=nano(write),
         cache_write_1h=nano(write),
+        batch_input=None if configured.batch_input is None else nano(configured.batch_input),
+        batch_output=None if configured.batch_output is None else nano(configured.batch_output),
     )

@@ -86,7 +86,7 @@ def lane_settings(config: Config) -> dict[str, LaneSettings]:
         return None if usd is None else round(usd * NANO_PER_USD)
 
     return {
-        name: LaneSettings(provider.max_in_flight, nano(provider.usd_per_hour))
+        name: LaneSettings(provider.max_in_flight, nano(provider.usd_per_hour), own_price=provider.price is not None)
         for name, provider in config.providers.items()
     }
 

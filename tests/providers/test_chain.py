@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from cost.fake import MemoryLedger
-from cost.prices import PriceTable
+from cost.prices import Price, PriceTable
 from cost.types import Budget, Intent, LedgerUnwritable, Outcome, Usage
 from providers.breaker import BreakerSettings
 from providers.chain import LaneSettings
@@ -321,6 +321,24 @@ def test_a_bad_answer_without_usage_counts_with_its_upper_bound(books: Books, qu
         assert attempt.state == "settled"
         assert attempt.cost_nano == attempt.intent.estimate_nano > 0
         assert attempt.outcome.usage.estimated
+
+    asyncio.run(main())
+
+
+def test_a_price_of_the_config_holds_whatever_the_reply_calls_the_model(books: Books, question: Question) -> None:
+    """A cloud sells a model under a name and at its own price; the reply has the vendor's name, which is listed."""
+
+    async def main() -> None:
+        used = Usage(input=1_000_000, output=0)
+        own = Price(input=7_000_000_000, output=7_000_000_000)
+        cloud = ScriptedProvider("cloud", "us.haiku", [Answer("card_arrival", "claude-haiku-4-5", used)])
+        lanes = {"cloud": LaneSettings(own_price=True)}
+        b = books([cloud], prices=PriceTable.load({"us.haiku": own}), lanes=lanes, budget=Budget(None))
+        await b.ask(question)
+        outcome = b.outcomes[0][2]
+        assert (outcome.model, outcome.cost_nano) == ("claude-haiku-4-5", 7_000_000_000)
+        assert outcome.price_version.endswith(" as us.haiku")
+        assert b.chain.status()[0]["unpriced"] == []
 
     asyncio.run(main())
 

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cost.types import Usage
 from router.config import Config
 from router.config_file import ConfigError, default_path, load, load_tree
 from router.paths import model_source
+from router.reporting import price_table
 
 GOOD = '[tasks.banking]\nhead = "banking77"\n'
 
@@ -435,3 +437,17 @@ def test_a_head_with_more_labels_than_a_decision_takes_is_found_before_the_first
     assert "255 labels at most and the head of task many has 256" in problem
     never = '[tasks.many]\nhead = "many"\n[tasks.many.policy]\nescalate = "never"\n'
     load(write(tmp_path, never + section), KEYS)
+
+
+@pytest.mark.parametrize(
+    ("more", "cost"), [("", None), (", batch_input = 1.0, batch_output = 2.0", 1_000_000_000 + 2_000_000_000)]
+)
+def test_a_price_of_the_config_is_for_batches_only_if_it_says_so(tmp_path: Path, more: str, cost: int | None) -> None:
+    price = "input = 2.0, output = 4.0" + more
+    written = f'[providers.x]\nkind = "openai"\nmodel = "mine"\nprice = {{ {price} }}\n'
+    path = tmp_path / "c.toml"
+    path.write_text(written)
+    table = price_table(load(path, {}, serving=False).config)
+    used = Usage(input=1_000_000, output=1_000_000)
+    assert table.cost_nano("mine", used) == 6_000_000_000
+    assert table.cost_nano("mine", used, batch=True) == cost

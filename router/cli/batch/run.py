@@ -117,7 +117,9 @@ async def _choose(config: Config) -> _Asked:
                 f"no batch price is known for {provider.model} of provider {name}; ask without a batch (--escalate), "
                 "or use a model whose batch price is in the price list"
             )
-        return _Asked(provider, found, Settlement(prices, provider.model, batch=True))
+        return _Asked(
+            provider, found, Settlement(prices, provider.model, batch=True, own_price=configured.price is not None)
+        )
     raise BadFile("no configured provider has a batch API; add one of kind anthropic or openai, or use --escalate")
 
 
