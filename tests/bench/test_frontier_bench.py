@@ -55,7 +55,7 @@ def test_the_interval_of_ratios_is_students_on_their_logarithms(frontier: Any) -
 
 
 def seen_in(frontier: Any, p99: float, failed: int = 0) -> Any:
-    return frontier.Seen([p99], 10, failed, 0)
+    return frontier.Seen([p99], 10, 1, failed, 0)
 
 
 def test_the_bars_fail_when_local_answers_suffer_or_the_simulator_is_slow(frontier: Any) -> None:
