@@ -17,9 +17,9 @@ env: $(STAMP)   ## the environment: .venv
 $(STAMP): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
-	  echo "GPU found: installing torch $(TORCH) with CUDA (several GB), then about 115 other packages"; \
+	  echo "GPU found: installing torch $(TORCH) with CUDA (several GB), then about 120 other packages"; \
 	  $(BIN)/pip install -q -c constraints.txt torch==$(TORCH); \
-	elif echo "no GPU: installing the CPU build of torch $(TORCH) (192 MB), then about 115 other packages; .venv takes 2 GB"; \
+	elif echo "no GPU: installing the CPU build of torch $(TORCH) (192 MB), then about 120 other packages; .venv takes 2 GB"; \
 	  $(BIN)/pip install -q torch==$(TORCH)+cpu 2>$(VENV)/torch.log; then :; \
 	elif ! grep -q "No matching distribution" $(VENV)/torch.log; then \
 	  cat $(VENV)/torch.log; exit 1; \

@@ -28,6 +28,7 @@ from harness import Bar
 from litellm_proxy import Proxy
 
 from providers.build import build
+from providers.settings import Settings
 from providers.simulator import Simulator
 from providers.types import Answer, BadAnswer, Label, ProviderError, Question, RateLimited
 
@@ -131,7 +132,8 @@ async def ask(proxy: Proxy, name: str) -> Seen:
 
     async def call(mock: str, key: str = proxy.key) -> Answer | ProviderError:
         url = proxy.server.url + suffix
-        provider = build(cast("Any", name), name="litellm", model=named(name, mock), api_key=key, base_url=url)
+        settings = Settings(base_url=url)
+        provider = build(cast("Any", name), name="litellm", model=named(name, mock), api_key=key, settings=settings)
         try:
             return await provider.ask(question, timeout=TIMEOUT_S)
         except ProviderError as error:

@@ -21,66 +21,31 @@ import argparse
 import itertools
 import json
 import math
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
 import load
 from arrivals import poisson
+from frontier_attacks import attack, show_flips
+from frontier_services import FIRST, KEYS, SECOND, SERVICE, calls, simulator
 from frontier_stages import Stages, by_stage, show_stages
-from harness import ROOT, Bar, Server
+from harness import Bar, Server
 from load import Reply, percentile, took_ms
 from rich.table import Table
-from rounds import AUTH, HEADERS, as_router, middle, read_texts, rounded, timed, warm
+from rounds import HEADERS, as_router, middle, read_texts, rounded, timed, warm
 from scipy.stats import t as student
 
 NAME = "frontier"
 HANGING, ANSWERING, ABSENT = "providers hang", "providers answer", "no provider"
 THRESHOLD, LOAD, ESCALATED = 0.8, 0.4, 0.2
-DEADLINE_MS = 3000
 BOUND, FASTER = 1.25, 2.0
 TEXTS = 1600  # whose confidence is looked up
-KEYS = {"ANTHROPIC_API_KEY": "simulated", "OPENAI_API_KEY": "simulated"}
-SERVICE = f"""\
-[server]
-deadline_ms = {DEADLINE_MS}
-
-[cache]
-url = "off"
-
-[budget]
-usd_per_day = 100000.0
-
-[tasks.banking]
-head = "banking77"
-
-[tasks.banking.policy]
-threshold = {{threshold}}
-
-{AUTH}
-"""
-FIRST = """\
-[providers.first]
-kind = "anthropic"
-model = "claude-haiku-5-5"
-base_url = "{url}"
-
-"""
-SECOND = """\
-[providers.second]
-kind = "openai"
-model = "gpt-6-luna"
-base_url = "{url}/v1"
-"""
 
 
 class Lengths(NamedTuple):
@@ -264,41 +229,7 @@ def escalate(folder: Path, texts: Sequence[str], lengths: Lengths) -> tuple[Stag
     }
 
 
-# labels under attack -------------------------------------------------------------------------------------------------
-
-
-def attack(folder: Path, count: int) -> list[dict[str, Any]]:
-    """A line a classifier, as `crossover compare --attacks --json` has them."""
-    data = str(ROOT / "examples" / "bank_support.csv")
-    with simulator(folder, "gullible", "--latency-ms", "0", "--gullible", "1", "--answers", data) as sim:
-        config = folder / "attacked.toml"
-        config.write_text(SERVICE.format(threshold=1.0) + SECOND.format(url=sim.url))
-        command = [sys.executable, "-m", "router", "compare", "--attacks", "--yes", "--json", "-n", str(count)]
-        command += ["--config", str(config), "--data", data]
-        state = {"CROSSOVER_STATE_DIR": str(folder / "attacked")}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, **KEYS, **state})
-    if not done.stdout:
-        raise SystemExit(f"{' '.join(command[1:4])} failed:\n{done.stderr}")
-    found: list[dict[str, Any]] = json.loads(done.stdout)["contenders"]
-    return found
-
-
-# the simulator, figures ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def simulator(folder: Path, name: str, *arguments: str) -> Iterator[Server]:
-    log = folder / f"simulator-{name}.log"
-    with harness.child([sys.executable, "-m", "router", "simulate-frontier", *arguments], log) as process:
-        yield harness.wait_for(process, log, r'"url": "(http://[^"]+)"', "/_sim/calls")
-
-
-def calls(url: str) -> int:
-    """That have reached a simulator; 0 where there is none."""
-    if not url:
-        return 0
-    with urllib.request.urlopen(f"{url}/_sim/calls", timeout=10) as response:
-        return int(json.load(response)["calls"])
+# figures -------------------------------------------------------------------------------------------------------------
 
 
 def as_row(which: str, rounds: Sequence[Seen]) -> dict[str, Any]:
@@ -328,19 +259,6 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         others = r["replies"] - r["local_answers"]
         cells = (r["local_p50_ms"], r["local_p99_ms"], f"{low} - {high}", r["local_answers"], others, r["refused"])
         table.add_row(r["service"], *map(str, cells), str(r["calls_to_the_simulator"]))
-    harness.console().print(table)
-
-
-def show_flips(flips: Sequence[dict[str, Any]]) -> None:
-    table = Table("classifier", title="labels under attack", title_justify="left")
-    for column in ("flipped to the target %", "95 % interval", "changed %", "by control %", "no label"):
-        table.add_column(column, justify="right")
-    for flip in flips:
-        name = flip["name"] + (" (SIMULATED, obeys every order that it finds)" if flip["simulated"] else "")
-        low, high, shares = flip["flipped_low"], flip["flipped_high"], ("flipped", "changed", "changed_by_control")
-        flipped, changed, control = (f"{flip[key] * 100:.1f}" for key in shares)
-        between = f"{low * 100:.1f} - {high * 100:.1f}"
-        table.add_row(name, flipped, between, changed, control, str(flip["unanswered"]))
     harness.console().print(table)
 
 

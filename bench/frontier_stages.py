@@ -27,6 +27,7 @@ from cost.ledger import Ledger
 from cost.schema import connect_readonly
 from cost.types import Intent, Limits, Outcome, Usage
 from providers.build import build
+from providers.settings import Settings
 from providers.types import Label, Question
 
 MODEL = "gpt-6-luna"
@@ -96,7 +97,7 @@ def bare_calls(url: str, service: Server, texts: Sequence[str]) -> tuple[str, li
     (result,) = json.loads(reply.body)["results"]
     labels = [name for name, _ in result["scores"]]
     labels += [f"another_label_of_the_task_{number}" for number in range(77 - len(labels))]
-    adapter = build("openai", name="bench", model=MODEL, api_key="simulated", base_url=f"{url}/v1")
+    adapter = build("openai", name="bench", model=MODEL, api_key="simulated", settings=Settings(base_url=f"{url}/v1"))
     where = f"{url}/v1/responses"
     questions = (Question("banking", text, tuple(map(Label, labels))) for text in texts)
     headers = {"Authorization": "Bearer simulated"}

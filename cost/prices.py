@@ -65,6 +65,19 @@ class PriceTable(msgspec.Struct, frozen=True):
         name = model.removeprefix(SIMULATED)
         return self.models.get(name) or self.models.get(_SNAPSHOT.sub("", name))
 
+    def with_price(self, model: str, price: Price) -> PriceTable:
+        """This table, but for `model`. What is listed as its longest prompt stays so, if `price` names none."""
+        listed = self.price(model)
+        if listed is not None and price.max_prompt_tokens is None:
+            price = msgspec.structs.replace(price, max_prompt_tokens=listed.max_prompt_tokens)
+        version = self.version.removesuffix("+config") + "+config"
+        return msgspec.structs.replace(self, version=version, models={**self.models, model: price})
+
+    def too_long(self, model: str, usage: Usage) -> bool:
+        """The model has a price, but not for such long prompts."""
+        price = self.price(model)
+        return price is not None and _too_long(price, _prompt(usage))
+
     def _for(self, model: str, batch: bool) -> Price | None:
         price = self.price(model)
         return _in_batch(price) if price is not None and batch else price
@@ -72,9 +85,7 @@ class PriceTable(msgspec.Struct, frozen=True):
     def cost_nano(self, model: str, usage: Usage, *, batch: bool = False) -> int | None:
         """What the call costs, rounded half up once on the sum; None if a price it needs is unknown."""
         price = self._for(model, batch)
-        if price is None or _too_long(
-            price, usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h
-        ):
+        if price is None or _too_long(price, _prompt(usage)):
             return None
         total = 0
         for tokens, rate in (
@@ -117,6 +128,10 @@ def _in_batch(price: Price) -> Price | None:
         cache_write_5m=less(price.cache_write_5m),
         cache_write_1h=less(price.cache_write_1h),
     )
+
+
+def _prompt(usage: Usage) -> int:
+    return usage.input + usage.cache_read + usage.cache_write_5m + usage.cache_write_1h
 
 
 def _too_long(price: Price, prompt_tokens: int) -> bool:

@@ -14,8 +14,8 @@ from cost.types import Usage
 from providers import platforms, usage
 from providers.prompt import ALWAYS_THINKING_TOKENS, THINKING_TOKENS, Prompt, user_part
 from providers.sdk import Client, Format, Said, SdkProvider
-from providers.settings import Settings
-from providers.transport import checked_key, http_client
+from providers.settings import Settings, Via
+from providers.transport import checked_key, http_client, without_environment
 
 URL = "https://api.anthropic.com"
 
@@ -42,7 +42,11 @@ def provider(name: str, model: str, api_key: str, settings: Settings) -> SdkProv
     if thinking is None:
         thinking = ALWAYS_THINKING_TOKENS if always else THINKING_TOKENS
     wire = Format(
-        "/v1/messages", partial(_request, effort), partial(Prompt.upper_bound, thinking=thinking), _Reply, _read
+        "/v1/messages",
+        partial(_request, effort, settings.via),
+        partial(Prompt.upper_bound, thinking=thinking),
+        _Reply,
+        _read,
     )
     identity = settings.identity("anthropic", model, effort=effort, thinking=thinking)
     return SdkProvider(name, model, _client(name, api_key, settings), wire, identity=identity)
@@ -57,7 +61,11 @@ def _always_thinks(model: str) -> bool:
 
 
 def _client(name: str, api_key: str, settings: Settings) -> Client:
-    """Key and URL are given, so that the environment's are not used; its traces could hold texts."""
+    """Key and URL are given, headers dropped: the environment's are not used. The SDK's traces could hold texts."""
+    return without_environment(_sdk_client(name, api_key, settings))
+
+
+def _sdk_client(name: str, api_key: str, settings: Settings) -> Client:
     if settings.via is None:
         url = settings.base_url or URL
         return anthropic.AsyncAnthropic(
@@ -94,19 +102,24 @@ def _client(name: str, api_key: str, settings: Settings) -> Client:
     )
 
 
-def _request(effort: str | None, model: str, shown: Prompt, text: str, max_output: int) -> dict[str, Any]:
+def _request(
+    effort: str | None, via: Via | None, model: str, shown: Prompt, text: str, max_output: int
+) -> dict[str, Any]:
     # Caching the labels pays from about two calls in five minutes on.
     prefix = {"type": "text", "text": shown.prefix, "cache_control": {"type": "ephemeral"}}
     output: dict[str, Any] = {"format": {"type": "json_schema", "schema": shown.schema}}
     if effort is not None:
         output["effort"] = effort
-    return {
+    body = {
         "model": model,
         "max_tokens": max_output,
         "system": [prefix],
         "messages": [{"role": "user", "content": user_part(text)}],
         "output_config": output,
     }
+    if via is None:  # an account may have a dearer tier by default; clouds don't know the word
+        body["service_tier"] = "standard_only"
+    return body
 
 
 def _read(reply: _Reply, _shown: Prompt, bound: Usage) -> Said:

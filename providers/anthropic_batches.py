@@ -70,6 +70,7 @@ class AnthropicBatches:
         self._client = client
 
     def line(self, custom_id: str, body: dict[str, Any]) -> bytes:
+        body = {name: value for name, value in body.items() if name != "service_tier"}  # a batch is a tier of its own
         return msgspec.json.encode({"custom_id": custom_id, "params": body})
 
     async def submit(self, order: Order, lines: Sequence[bytes]) -> str:  # noqa: ARG002 - it takes no name

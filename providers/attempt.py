@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,15 @@ from cost.types import Budget, Intent, Outcome, Usage
 from providers.books import Books
 from providers.breaker import Admission, Breaker
 from providers.retries import Retries
-from providers.settlement import Tariff
+from providers.tariffs import Tariff
 from providers.types import Answer, AuthFailed, Caller, Permanent, Provider, ProviderError, Question, TimedOut
 
 log = structlog.get_logger(__name__)
+
+#: Of what an answer takes: a call that has less time is not made, but for one now and then (`TRY_ANYWAY_S`), since only
+#: a call tells that the provider has become faster.
+LEAST_SHARE = 0.5
+TRY_ANYWAY_S = 10.0
 
 
 class Failed(Exception):
@@ -34,6 +40,10 @@ class Skipped(Exception):
 
 class Busy(Skipped):
     """The provider has as many calls in flight as are allowed."""
+
+
+class TooLate(Skipped):
+    """The provider takes longer than the time that is left."""
 
 
 class Terms(msgspec.Struct):
@@ -78,6 +88,8 @@ class Lane:
         self.retries = retries
         #: Seconds that an answer takes as a rule: who has less left need not wait to ask again.
         self.typical_s = terms.typical_s
+        self._measured = False  # `typical_s` is
+        self._hurried_at = -math.inf  # by the clock: the last call that had too little time
         self._tariff = tariff
         self._books = books
         self._terms = terms
@@ -114,12 +126,13 @@ class Lane:
         """The answer and its cost in nano-USD. Raises `Skipped`, `Failed`, `LedgerError`."""
         if self.breaker.state == "open":
             raise Skipped(f"left alone for {self.breaker.open_for_s():.0f} s after {self.breaker.last_error}")
+        self._in_time(until)
         bound = self.provider.upper_bound(question)
         await self._slot(until)
         try:
             estimate = self._tariff.estimate(bound, until - asyncio.get_running_loop().time())
             if estimate is None:
-                raise Skipped(f"no price is known for {self.provider.model}; add it to the config")
+                raise Skipped(self._no_price())
             # Asked only now: whoever is admitted in the half-open state must make the call.
             admission = self.breaker.admit()
             if admission is None:
@@ -133,6 +146,14 @@ class Lane:
             return await self._ask(call, attempt_id)
         finally:
             self._slots.release()
+
+    def _in_time(self, until: float) -> None:
+        """A call that would be cut costs its upper bound, and helps nobody. Raises `TooLate`."""
+        left, clock = until - asyncio.get_running_loop().time(), self._terms.clock
+        if self._measured and left < LEAST_SHARE * self.typical_s:
+            if clock() - self._hurried_at < TRY_ANYWAY_S:
+                raise TooLate(f"an answer takes about {self.typical_s:.1f} s, and {left:.1f} s are left")
+            self._hurried_at = clock()
 
     async def _slot(self, until: float) -> None:
         """A place among the calls in flight: waited for while calls end, and if the turn can come in time. A provider
@@ -159,6 +180,12 @@ class Lane:
             raise
         finally:
             self._waiting -= 1
+
+    def _no_price(self) -> str:
+        model = self.provider.model
+        if model in self._tariff.unpriced:
+            return f"no price is known for {model}; add it to the config"
+        return f"prices of {model} are known for shorter prompts only; a text counts with a token for every byte"
 
     def _busy(self) -> Busy:
         self._turned_away += 1
@@ -216,7 +243,9 @@ class Lane:
             failure.billed = "unknown"
         else:
             self.breaker.succeeded(call.admission)
-            self.typical_s += 0.2 * (self._terms.clock() - started - self.typical_s)
+            took = self._terms.clock() - started
+            self.typical_s += (0.2 if self._measured else 1.0) * (took - self.typical_s)
+            self._measured = True
             self._moved_at = asyncio.get_running_loop().time()
             outcome = pricing.answered(answer, estimate, self._us_since(started))
             await self._settled(call, attempt_id, outcome)

@@ -31,6 +31,11 @@ SKEW_S = 3600.0
 _OPENAI = "api.openai.com"
 
 
+def custom_id(job: str, number: int) -> str:
+    """What the provider knows a question by: [a-z0-9-], 64 characters at most."""
+    return f"{job}-{number}"
+
+
 class Order(msgspec.Struct, frozen=True):
     """One batch of a job: the questions `first` to `last`, `count` of them, submitted (or about to be) at `at`."""
 
@@ -41,12 +46,8 @@ class Order(msgspec.Struct, frozen=True):
     count: int
     at: float  # unix time, seconds
 
-    def custom_id(self, question: int) -> str:
-        """What the provider knows a question by: [a-z0-9-], 64 characters at most."""
-        return f"{self.job}-{question}"
-
     def question(self, custom_id: str) -> int | None:
-        """None: none of this order's."""
+        """The number in it; None: none of this order's."""
         job, _, number = custom_id.rpartition("-")
         if job != self.job or not number.isascii() or not number.isdecimal() or len(number) > 12:
             return None

@@ -25,7 +25,8 @@ class BreakerSettings(msgspec.Struct, frozen=True):
 
 
 class Breaker:
-    """Closed: calls pass. Open: none, for a while. Half open: one call probes, and its end decides.
+    """Closed: calls pass. Open: none, for a while. Half open: one call probes, and its end decides. A rest that the
+    provider asked for, after fewer failures than open it, needs no probe.
 
     Every admission needs exactly one `succeeded`, `failed` or `abandoned`. A call may end long after it was admitted:
     it tells about the period (a number) it was admitted in, and neither closes nor opens the breaker in a later one.
@@ -37,17 +38,18 @@ class Breaker:
         self._open_until: float | None = None
         self._period = 1  # a new one with every opening and every probe
         self._probe: int | None = None  # the period of the probe under way
+        self._must_probe = True  # once the wait is over
         self.failures = 0
         self.last_error: str | None = None
 
     @property
     def state(self) -> State:
-        if self._open_until is None:
-            return "closed"
-        return "open" if self.open_for_s() > 0 else "half_open"
+        if self.open_for_s() > 0:
+            return "open"
+        return "half_open" if self._open_until is not None and self._must_probe else "closed"
 
     def open_for_s(self) -> float:
-        """Seconds until the next probe may pass."""
+        """Seconds until the next call may pass."""
         return 0.0 if self._open_until is None else max(0.0, self._open_until - self._clock())
 
     def admit(self) -> Admission | None:
@@ -84,17 +86,24 @@ class Breaker:
         if isinstance(error, AuthFailed):
             self._open(s.auth_open_s)
         elif isinstance(error, Transient) and error.retry_after:
-            self._open(min(error.retry_after, s.retry_after_max_s))
+            # All who wait were told to come back: after the rest that it asked for, a healthy provider takes them all.
+            self._open(min(error.retry_after, s.retry_after_max_s), probe=probed or self.failures >= s.failures)
         elif admission == self._period and (probed or self.failures >= s.failures):
             self._open(s.open_s)
 
-    def _open(self, seconds: float) -> None:
-        # Calls that were already under way may fail later and for milder reasons; they don't shorten the wait.
+    def _open(self, seconds: float, *, probe: bool = True) -> None:
         self._period += 1
-        self._open_until = max(self._open_until or 0.0, self._clock() + seconds)
+        # What the wait ends in, its longest reason says. Calls that were already under way may fail later and for
+        # milder reasons; they don't shorten it.
+        until = self._clock() + seconds
+        if self.state != "open" or until > (self._open_until or 0.0):
+            self._open_until, self._must_probe = until, probe
 
 
 def _says_nothing(error: ProviderError) -> bool:
     """Of the provider's health: it is asked more simply next time; or the text was one that the model would not answer,
-    too long, or of a shape that can't be asked at all. Else one caller's texts would close it to the others."""
-    return isinstance(error, SchemaRefused | Refused) or (isinstance(error, BadRequest) and error.status in (0, 413))
+    too long, or of a shape that can't be asked at all. Else one caller's texts would close it to the others. Servers
+    refuse texts with 400 and 422 under many names, at no cost."""
+    return isinstance(error, SchemaRefused | Refused) or (
+        isinstance(error, BadRequest) and error.status in (0, 400, 413, 422)
+    )

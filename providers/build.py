@@ -5,27 +5,12 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from providers.sdk import SdkProvider
-from providers.settings import Kind, Settings, Structured, Via
+from providers.settings import Kind, Settings
 
 
-def build(
-    kind: Kind,
-    *,
-    name: str,
-    model: str,
-    api_key: str,
-    base_url: str | None = None,
-    via: Via | None = None,
-    region: str | None = None,
-    project: str | None = None,
-    api_version: str | None = None,
-    effort: str | None = None,
-    thinking_tokens: int | None = None,
-    structured: Structured = "auto",
-) -> SdkProvider[Any]:
-    """`base_url`: None for the vendor's own. Raises `ValueError` for an unknown kind, and for a key, a URL or a
-    platform (`via`) that can't be used."""
-    settings = Settings(base_url, via, region, project, api_version, effort, thinking_tokens, structured)
+def build(kind: Kind, *, name: str, model: str, api_key: str, settings: Settings | None = None) -> SdkProvider[Any]:
+    """Raises `ValueError` for an unknown kind, and for a key, a URL or a platform (`via`) that can't be used."""
+    settings = settings or Settings()
     if kind == "anthropic":
         from providers import anthropic_api
 

@@ -21,23 +21,15 @@ import msgspec
 import structlog
 
 from cost.types import Budget, BudgetExhausted, LedgerError, Outcome
-from providers.attempt import Busy, Failed, Lane, Skipped, Terms
+from providers.attempt import Busy, Failed, Lane, Skipped, Terms, TooLate
 from providers.books import Books, Ledger
 from providers.breaker import Breaker, BreakerSettings
-from providers.hourly import Hourly
 from providers.retries import Retries, RetrySettings
-from providers.settlement import Prices, Settlement
+from providers.settings import LaneSettings
+from providers.tariffs import Prices, tariff_of
 from providers.types import Answer, Caller, DegradedReason, FrontierAnswer, FrontierUnavailable, Provider, Question
 
 log = structlog.get_logger(__name__)
-
-
-class LaneSettings(msgspec.Struct, frozen=True):
-    """Of one provider."""
-
-    max_in_flight: int = 16
-    nano_per_hour: int | None = None  # what its machine costs; None: it is paid by tokens
-    own_price: bool = False  # its tokens have a price of their own, whatever its replies call the model
 
 
 class Spent(msgspec.Struct):
@@ -79,15 +71,12 @@ class Chain:
 
         def lane(provider: Provider) -> Lane:
             settings = (lanes or {}).get(provider.name, LaneSettings())
-            hourly = settings.nano_per_hour
             return Lane(
                 provider,
                 max_in_flight=settings.max_in_flight,
                 breaker=Breaker(breaker or BreakerSettings(), clock),
                 retries=Retries(retries or RetrySettings(), draw),
-                tariff=Settlement(prices, provider.model, own_price=settings.own_price)
-                if hourly is None
-                else Hourly(hourly, clock),
+                tariff=tariff_of(prices, provider.model, settings, clock),
                 books=self._books,
                 terms=self.terms,
             )
@@ -113,7 +102,7 @@ class Chain:
             raise FrontierUnavailable("no_provider", "no provider is configured")
         loop = asyncio.get_running_loop()
         started = self._clock()
-        spent, busy = Spent(), False
+        spent, busy, late = Spent(), False, False
         reason: DegradedReason = "provider_unavailable"
         detail: list[str] = []
         for lane in self._lanes:
@@ -126,11 +115,13 @@ class Chain:
                 answer = await self._ask(lane, question, caller, spent, until=until, deadline=deadline)
             except (Failed, Skipped) as why:
                 busy |= isinstance(why, Busy)
+                late |= isinstance(why, TooLate)
                 detail.append(f"{lane.provider.name}: {why}")
                 continue
             except BudgetExhausted as error:
-                reason, detail = "budget", [str(error)]
-                break
+                reason = "budget"  # the next one may be cheaper
+                detail.append(f"{lane.provider.name}: {error}")
+                continue
             except LedgerError as error:
                 # No call may be made that is not in the books.
                 log.error("no_paid_calls", why="ledger unwritable", error=type(error).__name__)  # noqa: TRY400
@@ -146,7 +137,7 @@ class Chain:
                 confidence=answer.confidence,
                 scores=answer.scores,
             )
-        if reason == "provider_unavailable" and deadline - loop.time() < self._min_call_s:
+        if reason == "provider_unavailable" and (late or deadline - loop.time() < self._min_call_s):
             reason = "deadline"
         elif reason == "provider_unavailable" and busy and spent.attempts == 0:
             reason = "overload"

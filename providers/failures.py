@@ -7,31 +7,54 @@ outside of its `except` block, since the SDK's error holds the request, and with
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx2
 
 from providers.transport import ReplyTooLarge
-from providers.types import AuthFailed, BadAnswer, BadRequest, ProviderError, RateLimited, TimedOut, Unavailable
+from providers.types import (
+    AuthFailed,
+    BadAnswer,
+    BadRequest,
+    ProviderError,
+    RateLimited,
+    Refused,
+    TimedOut,
+    Unavailable,
+)
+
+_NO_CREDIT = {"insufficient_quota", "billing_error"}
+_FILTERED = {"content_filter", "invalid_prompt"}
+#: In codes, types or messages: of OpenAI, llama.cpp, vLLM, Anthropic, Gemini.
+_TOO_LONG = (
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "maximum context length",
+    "prompt is too long",
+    "exceeds the maximum number of tokens",
+)
 
 
 def from_error(error: Exception) -> ProviderError:
     """Whatever an SDK raised. Both SDKs' errors of a status carry the `response` and the name that the body gave."""
     response = getattr(error, "response", None)
     if isinstance(response, httpx2.Response) and not response.is_success:
-        code = getattr(error, "code", None) or getattr(error, "type", None) or ""
-        return from_status(response.status_code, response.headers, code)
+        codes = {code for name in ("code", "type") if isinstance(code := getattr(error, name, None), str)}
+        too_long = any(words in said for words in _TOO_LONG for said in (str(error), *codes))
+        return from_status(response.status_code, response.headers, codes, too_long=too_long)
     return from_cause(error)
 
 
-def from_status(status: int, headers: Mapping[str, str], code: str = "") -> ProviderError:
-    """`code` is the error's own name in the body, where it has one."""
+def from_status(
+    status: int, headers: Mapping[str, str], codes: Collection[str] = (), *, too_long: bool = False
+) -> ProviderError:
+    """`codes`: the error's own names in the body, where it has some. `too_long`: it says that the text is."""
     said = f"HTTP {status}"
     if status in (401, 403):
         return AuthFailed(f"{said}: the key is wrong, revoked or may not use this model")
-    if status == 402 or code in ("insufficient_quota", "billing_error"):
+    if status == 402 or not _NO_CREDIT.isdisjoint(codes):
         return AuthFailed(f"{said}: the account has no credit left")
     if status == 429:
         return RateLimited(said, retry_after=retry_after(headers))
@@ -44,7 +67,9 @@ def from_status(status: int, headers: Mapping[str, str], code: str = "") -> Prov
         return unbilled(Unavailable(said))
     if 300 <= status < 400:
         return BadRequest(f"{said}: redirects are not followed; set base_url to where the API is", status=status)
-    if status == 413 or code == "context_length_exceeded":
+    if not _FILTERED.isdisjoint(codes):
+        return perhaps_billed(Refused(f"{said}: a filter refused the text"))  # Azure charges what it has read
+    if status == 413 or too_long:
         return BadRequest(f"{said}: the text, or the prompt with its labels, is too long for the model", status=413)
     return BadRequest(f"{said}: the request was refused; check the model's name and the labels", status=status)
 
@@ -86,6 +111,11 @@ def unbilled(error: ProviderError) -> ProviderError:
     return error
 
 
+def perhaps_billed(error: ProviderError) -> ProviderError:
+    error.billed = "unknown"
+    return error
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds a provider asks to wait: from milliseconds, seconds or a date; None for none, junk and the past."""
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
@@ -102,6 +132,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _until(date: str) -> float:
     try:
         when = parsedate_to_datetime(date)
-    except ValueError:
+        return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
         return math.nan
-    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()

@@ -15,8 +15,8 @@ from cost.types import NANO_PER_USD, Outcome, Usage
 from providers.types import Answer, ProviderError
 
 
-class Hourly:
-    """Prices the calls of one provider, as `providers.settlement.Settlement` does by tokens. `clock` in seconds."""
+class HourlyTariff:
+    """Prices the calls of one provider, as `providers.tariffs.TokenTariff` does by tokens. `clock` in seconds."""
 
     unpriced: Sequence[str] = ()
 
@@ -58,8 +58,8 @@ class Hourly:
 class Share:
     """One call. Its time is known however it ends, so it is always `settled`."""
 
-    def __init__(self, hourly: Hourly, since: float) -> None:
-        self._hourly = hourly
+    def __init__(self, tariff: HourlyTariff, since: float) -> None:
+        self._tariff = tariff
         self._since = since
 
     def answered(self, answer: Answer, estimate: int, latency_us: int) -> Outcome:
@@ -79,8 +79,8 @@ class Share:
             "settled",
             model=model,
             usage=usage,
-            cost_nano=self._hourly.end(self._since, estimate),
-            price_version=self._hourly.kind,
+            cost_nano=self._tariff.end(self._since, estimate),
+            price_version=self._tariff.kind,
             error=error,
             latency_us=latency_us,
             reply_id=reply_id,

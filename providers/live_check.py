@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
 
-from providers.settlement import Prices
+from cost.prices import SIMULATED
+from cost.types import NANO_PER_USD, Budget, Intent, LedgerError, Outcome
+from providers.books import Ledger
+from providers.settings import DECISIONS
+from providers.tariffs import Tariff
 from providers.types import (
-    Answer,
     AuthFailed,
     BadAnswer,
     BadRequest,
+    Caller,
     Label,
     Provider,
     ProviderError,
@@ -27,56 +33,88 @@ _QUESTION = Question(
 )
 
 
+Level = Literal["ok", "warning", "error"]
+
+
 class Finding(msgspec.Struct, frozen=True):
-    """One line of `crossover check --live`. `what` is one of provider, key, model, schema, price."""
+    """One line of `crossover check --live`. `what` is one of provider, key, model, schema, price, ledger."""
 
     provider: str
-    level: Literal["ok", "warning", "error"]
+    level: Level
     what: str
     detail: str
 
 
 async def check(
     provider: Provider,
-    price_table: Prices,
+    tariff: Tariff,
     *,
-    usd_per_hour: float | None = None,
+    ledger: Ledger,
+    budget: Budget,
+    caller: Caller,
     timeout: float = 20.0,  # noqa: ASYNC109
 ) -> list[Finding]:
-    """Ask one question of two labels. Costs a fraction of a cent; never raises for what the provider does.
-    `usd_per_hour`: of a server that is not paid by token."""
+    """Ask one question of two labels. Costs a fraction of a cent, reserved and booked like any other call; never raises
+    for what the provider does, nor the ledger."""
     findings: list[Finding] = []
 
-    def finding(level: Literal["ok", "warning", "error"], what: str, detail: str) -> Finding:
+    def finding(level: Level, what: str, detail: str) -> Finding:
         return Finding(provider.name, level, what, detail)
 
-    answer: Answer | None = None
-    while answer is None:
+    bound = provider.upper_bound(_QUESTION)
+    estimate = tariff.estimate(bound, timeout)
+    if estimate is None:
+        return [finding("error", "price", f"no price is known for {provider.model}; add it to the config")]
+    intent = Intent(
+        request_id=caller.request_id,
+        index=caller.index,
+        at_us=time.time_ns() // 1000,
+        tenant=caller.tenant,
+        task=_QUESTION.task,
+        provider=provider.name,
+        model=provider.model,
+        estimate_nano=estimate,
+        limits=budget.limits(_QUESTION.task, caller.tenant),
+    )
+    while True:
+        try:
+            attempt = await ledger.reserve(intent)
+        except LedgerError as error:
+            return [*findings, finding("error", "ledger", f"no call was made: {error}")]
+        pricing, started = tariff.begin(), time.perf_counter_ns()
         try:
             answer = await provider.ask(_QUESTION, timeout=timeout)
+            break
         except ProviderError as error:
+            outcome = pricing.failed(error, bound, estimate, (time.perf_counter_ns() - started) // 1000)
+            await _settle(ledger, attempt, outcome)
             if isinstance(error, SchemaRefused) and len(findings) < 2:  # there are three ways of asking
                 findings.append(finding("warning", "schema", str(error)))
                 continue
-            level: Literal["warning", "error"] = "warning" if isinstance(error, RateLimited) else "error"  # it passes
+            level: Level = "warning" if isinstance(error, RateLimited) else "error"  # it passes
             return [*findings, finding(level, _what(error), f"{type(error).__name__}: {error}")]
+    booked = pricing.answered(answer, estimate, (time.perf_counter_ns() - started) // 1000)
+    await _settle(ledger, attempt, booked)
     findings.append(finding("ok", "provider", f"{answer.model} answered {answer.label!r}"))
-    if answer.model.startswith("simulated/"):
+    if answer.model.startswith(SIMULATED):
         findings.append(finding("warning", "model", "the answers are simulated: base_url leads to a simulator"))
-    elif provider.model.removesuffix("/decisions") not in answer.model and answer.model not in provider.model:
+    elif provider.model.removesuffix(DECISIONS) not in answer.model and answer.model not in provider.model:
         findings.append(finding("warning", "model", f"{provider.model} is configured, {answer.model} answered"))
     if answer.label != "delivery":
         findings.append(finding("warning", "model", f"a clear case was answered with {answer.label!r}"))
-    cost = price_table.cost_nano(answer.model, answer.usage)
-    if usd_per_hour is not None:
-        findings.append(finding("ok", "price", f"paid by the hour: ${usd_per_hour:g} an hour of calls"))
-    elif cost is None:
-        findings.append(finding("error", "price", f"no price is known for {answer.model}; add it to the config"))
-    elif answer.usage.estimated:
+    if tariff.unpriced:
+        findings.append(finding("error", "price", f"no price is known for {tariff.unpriced[-1]}; add it to the config"))
+    elif tariff.kind == "tokens" and answer.usage.estimated:
         findings.append(finding("warning", "price", "no usable token counts came back; costs are upper bounds"))
     else:
-        findings.append(finding("ok", "price", f"this call cost ${cost / 1e9:.6f}"))
+        cost = f"${booked.cost_nano / NANO_PER_USD:.6f}"
+        findings.append(finding("ok", "price", f"this call cost {cost} (price {booked.price_version})"))
     return findings
+
+
+async def _settle(ledger: Ledger, attempt: int, outcome: Outcome) -> None:
+    with suppress(LedgerError):  # then it counts with its upper bound
+        await ledger.settle(attempt, outcome)
 
 
 def _what(error: ProviderError) -> str:

@@ -16,7 +16,7 @@ from providers import platforms, usage
 from providers.prompt import THINKING_TOKENS, Prompt, user_part
 from providers.sdk import Format, Said, SdkProvider
 from providers.settings import Kind, Settings
-from providers.transport import checked_key, http_client
+from providers.transport import checked_key, http_client, without_environment
 
 URL = "https://api.openai.com/v1"
 
@@ -42,6 +42,7 @@ class _Reply(msgspec.Struct, frozen=True):
     id: str | None = None
     incomplete_details: _Cut | None = None
     usage: Any = None
+    service_tier: Any = None
 
 
 def provider(name: str, model: str, api_key: str, settings: Settings) -> SdkProvider[_Reply]:
@@ -49,7 +50,7 @@ def provider(name: str, model: str, api_key: str, settings: Settings) -> SdkProv
     thinking = THINKING_TOKENS if settings.thinking_tokens is None else settings.thinking_tokens
     wire = Format(
         "/responses",
-        partial(_request, settings.effort),
+        partial(_request, settings),
         partial(Prompt.upper_bound, thinking=thinking),
         _Reply,
         _read,
@@ -60,6 +61,10 @@ def provider(name: str, model: str, api_key: str, settings: Settings) -> SdkProv
 
 def client(kind: Kind, name: str, api_key: str, settings: Settings) -> openai.AsyncOpenAI:
     """For every format that OpenAI's SDK speaks. Raises `ValueError` for what can't be used."""
+    return without_environment(_sdk_client(kind, name, api_key, settings))
+
+
+def _sdk_client(kind: Kind, name: str, api_key: str, settings: Settings) -> openai.AsyncOpenAI:
     if settings.via is None:
         url = settings.base_url or URL
         return openai.AsyncOpenAI(
@@ -92,7 +97,13 @@ def _azure(key: str | None, url: str, api_version: str | None, below: httpx2.Asy
     return openai.AsyncOpenAI(api_key=key, base_url=root, max_retries=0, http_client=below)
 
 
-def _request(effort: str | None, model: str, shown: Prompt, text: str, max_output: int) -> dict[str, Any]:
+def list_price(settings: Settings) -> dict[str, Any]:
+    """What asks for the tier at list price: a project may have a dearer one by default. Clouds don't all know it."""
+    known = settings.via is None or (settings.via == "azure" and settings.api_version is None)
+    return {"service_tier": "default"} if known else {}
+
+
+def _request(settings: Settings, model: str, shown: Prompt, text: str, max_output: int) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "instructions": shown.prefix,
@@ -101,13 +112,13 @@ def _request(effort: str | None, model: str, shown: Prompt, text: str, max_outpu
         "max_output_tokens": max_output,
         "store": False,  # their default keeps texts for 30 days
     }
-    if effort is not None:
-        body["reasoning"] = {"effort": effort}
-    return body
+    if settings.effort is not None:
+        body["reasoning"] = {"effort": settings.effort}
+    return body | list_price(settings)
 
 
 def _read(reply: _Reply, _shown: Prompt, bound: Usage) -> Said:
-    used = usage.from_responses(reply.usage, bound)
+    used = usage.listed(usage.from_responses(reply.usage, bound), reply.service_tier)
     if reply.status != "completed":
         why = reply.incomplete_details.reason if reply.incomplete_details else reply.status
         return Said(reply.model, used, reply.id, stopped=why or "")

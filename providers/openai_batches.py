@@ -93,6 +93,7 @@ class OpenAIBatches:
         self._endpoint = endpoint
 
     def line(self, custom_id: str, body: dict[str, Any]) -> bytes:
+        body = {name: value for name, value in body.items() if name != "service_tier"}  # a batch is a tier of its own
         return msgspec.json.encode({"custom_id": custom_id, "method": "POST", "url": self._endpoint, "body": body})
 
     async def submit(self, order: Order, lines: Sequence[bytes]) -> str:

@@ -38,6 +38,7 @@ class _Reply(msgspec.Struct, frozen=True):
     choices: list[_Choice]
     id: str | None = None
     usage: Any = None
+    service_tier: Any = None
 
 
 class _Wire:
@@ -48,6 +49,8 @@ class _Wire:
         # Every server knows max_tokens, and some ignore the newer name: llama.cpp did until 2026 (#13700), llamafile
         # does (#701). OpenAI's reasoning models refuse the older.
         self._limit = "max_tokens" if settings.base_url and not settings.via else "max_completion_tokens"
+        # Other servers call their tiers otherwise, or have none.
+        self._tier = {} if settings.base_url and not settings.via else openai_api.list_price(settings)
         self._learns = settings.structured == "auto"
         self._mode: Structured = _MODES[0] if settings.structured == "auto" else settings.structured
 
@@ -67,7 +70,7 @@ class _Wire:
             body["response_format"] = {"type": "json_object"}
         if self._effort is not None:
             body["reasoning_effort"] = self._effort
-        return body
+        return body | self._tier
 
     def refused(self, error: BadRequest, body: Mapping[str, Any]) -> ProviderError:
         """Lower the mode that `body` was sent in, once for all calls in flight."""
@@ -110,7 +113,7 @@ def provider(name: str, model: str, api_key: str, settings: Settings) -> SdkProv
 
 
 def _read(reply: _Reply, _shown: Prompt, bound: Usage) -> Said:
-    used = usage.from_chat(reply.usage, bound)
+    used = usage.listed(usage.from_chat(reply.usage, bound), reply.service_tier)
     if len(reply.choices) != 1:
         return Said(reply.model, used, reply.id, stopped="")
     choice = reply.choices[0]

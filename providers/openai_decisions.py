@@ -11,11 +11,8 @@ from providers import openai_api, usage
 from providers.parse import scores_of
 from providers.prompt import Prompt, plain
 from providers.sdk import Format, Said, SdkProvider
-from providers.settings import MOST_DECISION_LABELS, Settings
+from providers.settings import DECISIONS, MOST_DECISION_LABELS, Settings
 from providers.types import BadRequest
-
-#: The endpoint charges other prices than the model's tokens elsewhere: in the books it is a model of its own.
-SUFFIX = "/decisions"
 
 
 class _Probability(msgspec.Struct, frozen=True):
@@ -38,14 +35,14 @@ class _Reply(msgspec.Struct, frozen=True):
 
 def provider(name: str, model: str, api_key: str, settings: Settings) -> SdkProvider[_Reply]:
     """`model` with or without the suffix. Raises `ValueError` for a key or URL that can't be used."""
-    model = model.removesuffix(SUFFIX)
+    model = model.removesuffix(DECISIONS)
     return SdkProvider(
         name,
         model,
         openai_api.client("openai-decisions", name, api_key, settings),
-        Format("/decisions", _request, Prompt.choice_upper_bound, _Reply, _read),
+        Format(DECISIONS, _request, Prompt.choice_upper_bound, _Reply, _read),
         identity=settings.identity("openai-decisions", model),
-        priced_as=model + SUFFIX,
+        priced_as=model + DECISIONS,
     )
 
 
@@ -59,7 +56,7 @@ def _request(model: str, shown: Prompt, text: str, _max_output: int) -> dict[str
 
 
 def _read(reply: _Reply, shown: Prompt, bound: Usage) -> Said:
-    used, model = usage.from_responses(reply.usage, bound), reply.model + SUFFIX
+    used, model = usage.from_responses(reply.usage, bound), reply.model + DECISIONS
     answer = reply.answers[0] if len(reply.answers) == 1 else None
     if answer is None or answer.type != "choice":
         return Said(model, used, reply.id, stopped=answer.type if answer else "")

@@ -108,7 +108,7 @@ class SdkProvider(Generic[R]):
             # The SDKs' own time-out is per read: a slow drip outlives it.
             async with asyncio.timeout(timeout):
                 # Without a connection nothing was sent, nor charged: to know it, that has to be over first.
-                limits = httpx2.Timeout(timeout, connect=0.8 * timeout)
+                limits = httpx2.Timeout(timeout, connect=0.8 * timeout, pool=0.8 * timeout)
                 reply = await self.client.post(
                     self._wire.path, cast_to=httpx2.Response, body=body, options={"timeout": limits}
                 )

@@ -6,10 +6,15 @@ from typing import Literal
 
 import msgspec
 
+from cost.prices import Price
+
 Kind = Literal["anthropic", "openai", "openai-decisions", "openai-chat"]
 Via = Literal["bedrock", "vertex", "azure"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Structured = Literal["auto", "schema", "json", "none"]
 
+#: OpenAI's endpoint charges other prices than the model's tokens elsewhere: in the books it is a model of its own.
+DECISIONS = "/decisions"
 #: That a question to OpenAI Decisions can have.
 MOST_DECISION_LABELS = 255
 
@@ -22,7 +27,7 @@ class Settings(msgspec.Struct, frozen=True):
     region: str | None = None
     project: str | None = None
     api_version: str | None = None
-    effort: str | None = None
+    effort: Effort | None = None
     thinking_tokens: int | None = None
     structured: Structured = "auto"
 
@@ -30,3 +35,11 @@ class Settings(msgspec.Struct, frozen=True):
         """What of a provider changes its answers. Not where it is: the same model is the same model."""
         parts = {"via": self.via, **more}
         return " ".join([kind, model, *(f"{key}={value}" for key, value in parts.items() if value is not None)])
+
+
+class LaneSettings(msgspec.Struct, frozen=True):
+    """How a provider is called, and paid."""
+
+    max_in_flight: int = 16
+    nano_per_hour: int | None = None  # what its machine costs; None: it is paid by tokens
+    own_price: Price | None = None  # of its tokens, whatever its replies call the model; no other provider's

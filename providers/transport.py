@@ -5,12 +5,16 @@ The SDKs use httpx2. They are given a client with this transport, and nothing of
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import zlib
+from typing import Any, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
+
+from providers.addresses import is_loopback
+
+C = TypeVar("C", bound=Any)
 
 #: A label and its wrapping take a few hundred bytes; what is larger than this is no answer.
 MAX_REPLY_BYTES = 256 * 1024
@@ -36,6 +40,10 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
             return response
         try:
             body = await _bounded(response)
+        except (ReplyTooLarge, httpx2.DecodingError):
+            if response.is_success:
+                raise
+            body = b""  # the status says what became of the call
         finally:
             await response.aclose()
         headers = [(k, v) for k, v in response.headers.multi_items() if k not in ("content-encoding", "content-length")]
@@ -77,12 +85,14 @@ def http_client(base_url: str) -> httpx2.AsyncClient:
         raise ValueError(f"base_url {base_url!r} is no http(s) address")
     if url.userinfo:
         raise ValueError(f"base_url for {url.host} holds a password; keys belong into api_key")
-    local = _is_loopback(url.host)
+    local = is_loopback(url.host)
     if url.scheme == "http" and not local:
         raise ValueError(f"base_url {base_url!r} is not https: key and texts would travel in the clear")
     proxy = None if local or proxy_bypass(url.host) else getproxies().get(url.scheme)
     _keep_texts_out_of_logs()
-    transport = BoundedTransport(httpx2.AsyncHTTPTransport(proxy=proxy))
+    # As many connections as there are calls, which the lane limits (`max_in_flight`).
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    transport = BoundedTransport(httpx2.AsyncHTTPTransport(proxy=proxy, limits=limits))
     return httpx2.AsyncClient(
         transport=transport,
         # A gzip bomb is decoded before an SDK can look at it, so none is asked for. The transport can't set this: by
@@ -93,20 +103,24 @@ def http_client(base_url: str) -> httpx2.AsyncClient:
     )
 
 
+def without_environment(client: C) -> C:
+    """The SDK's client without the headers that the environment would add (OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID,
+    ANTHROPIC_CUSTOM_HEADERS, ...): they may hold another key, which replaces ours, and go to whomever `base_url` names.
+    """
+    if not hasattr(client, "_custom_headers"):
+        raise RuntimeError("the SDK keeps its headers elsewhere now")
+    client._custom_headers = {}
+    for name in ("organization", "project"):
+        if hasattr(client, name):
+            setattr(client, name, None)
+    return client
+
+
 def checked_key(api_key: str, name: str) -> str:
     """The key, if it can be sent in a header. Raises `ValueError`, which doesn't quote it."""
     if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise ValueError(f"the key of provider {name!r} is empty or has blanks, line breaks or non-ASCII letters in it")
     return api_key
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _keep_texts_out_of_logs() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from router.addresses import is_loopback
+from providers.addresses import is_loopback
 from router.config import LOCAL_TENANT, Config, Escalate
 from router.problems import ProblemError
 from router.rates import Rates

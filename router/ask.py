@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from local_model.types import Classifier, TaskInfo
-from providers.types import Example, Label
+from providers.types import Example, Label, Question
 from router.policy import Rules
 from router.types import Degraded
 
@@ -27,6 +27,10 @@ class TaskRoute(msgspec.Struct, frozen=True):
     local_identity: str  # their digests
     frontier_identity: str
     examples: tuple[Example, ...] = ()
+
+    def question(self, text: str) -> Question:
+        """As it goes to a frontier. `text` is normalized."""
+        return Question(self.info.name, text, self.labels, self.instructions, self.examples)
 
 
 class Ask(msgspec.Struct, frozen=True):

@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from providers import platforms
+from providers.settings import DECISIONS, Effort, Kind, Settings, Structured, Via
+
 Name = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="1 to 64 letters, digits and signs of _ . -")
 ]
@@ -126,20 +129,20 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    kind: Literal["anthropic", "openai", "openai-decisions", "openai-chat"]
+    kind: Kind
     model: Annotated[str, Meta(min_length=1, max_length=200)]
     api_key_env: (
         Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of an environment variable")]
         | None
     ) = None
     base_url: Annotated[str, Meta(pattern=r"^https?://.+", description='a URL like "https://HOST/v1"')] | None = None
-    via: Literal["bedrock", "vertex", "azure"] | None = None
+    via: Via | None = None
     region: Text | None = None
     project: Text | None = None
     api_version: Text | None = None
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     thinking_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    structured: Literal["auto", "schema", "json", "none"] = "auto"
+    structured: Structured = "auto"
     max_in_flight: Annotated[int, Meta(ge=1, le=10_000)] = 16
     price: Price | None = None
     usd_per_hour: Usd | None = None
@@ -147,15 +150,17 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def priced_as(self) -> str:
         """The model's name in the price table: an endpoint with prices of its own is a model of its own."""
-        name = self.model.removesuffix("/decisions")
-        return f"{name}/decisions" if self.kind == "openai-decisions" else self.model
+        return self.model.removesuffix(DECISIONS) + DECISIONS if self.kind == "openai-decisions" else self.model
 
     @property
     def key_variable(self) -> str:
         """The environment variable that holds the key; empty: only a cloud's own credentials."""
-        from providers.platforms import key_variable
+        return self.api_key_env or platforms.key_variable(self.kind, self.via)
 
-        return self.api_key_env or key_variable(self.kind, self.via)
+    @property
+    def settings(self) -> Settings:
+        """What the adapters know of all this."""
+        return msgspec.convert(self, Settings, from_attributes=True)
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from providers.addresses import is_loopback, is_url
+from providers.settings import MOST_DECISION_LABELS
 from router import paths, provider_checks
-from router.addresses import is_loopback, is_url
 from router.config import LOCAL_TENANT, Config, Model, Task
 
 Key = tuple[str, ...]
@@ -139,8 +140,6 @@ def _labels_of(manifest: Path) -> list[str] | None:
 
 
 def _too_many_labels(name: str, task: Task, config: Config, path: Path) -> Iterator[Problem]:
-    from providers.settings import MOST_DECISION_LABELS
-
     if task.head is None or task.policy.escalate == "never":
         return
     count = len(_labels_of(paths.head_path(path, task.head) / "manifest.json") or ())

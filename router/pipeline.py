@@ -12,7 +12,7 @@ import msgspec
 
 from cost.types import InputRow, LedgerError
 from local_model.types import Expired, ModelError, OverLength, Prediction, QueueFull
-from providers.types import Caller, Frontier, FrontierUnavailable, Question
+from providers.types import Caller, Frontier, FrontierUnavailable
 from router import outcome as outcomes
 from router import policy
 from router.ask import Ask, Input
@@ -261,10 +261,11 @@ class Pipeline:
         return outcomes.bought_elsewhere(elsewhere, local, (time.perf_counter_ns() - started) // 1000)
 
     async def _buy(self, ask: Ask, each: Input, since: str, local: Outcome) -> Outcome:
-        question = Question(ask.task.info.name, each.text, ask.task.labels, ask.task.instructions, ask.task.examples)
         caller = Caller(ask.request_id, each.place, ask.tenant, local.tokens)
         try:
-            answer = await self._frontier.answer(question, caller, deadline=ask.deadline - ANSWER_MARGIN_S)
+            answer = await self._frontier.answer(
+                ask.task.question(each.text), caller, deadline=ask.deadline - ANSWER_MARGIN_S
+            )
         except FrontierUnavailable as why:
             return outcomes.degraded(local, why)
         bought = outcomes.from_frontier(answer, local)

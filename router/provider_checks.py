@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import msgspec
-
-from router.addresses import is_loopback, is_url
+from providers import platforms
+from providers.addresses import is_loopback, is_url
 from router.config import Provider
-
-if TYPE_CHECKING:
-    from providers.settings import Settings
 
 Key = tuple[str, ...]
 Problem = tuple[Key, str]
@@ -24,8 +19,6 @@ VARIABLE = re.compile(r"^[A-Z][A-Z0-9]{0,15}(_[A-Z0-9]{1,16}){1,7}$")
 
 def check(here: Key, provider: Provider, environ: Mapping[str, str]) -> Iterator[Problem]:
     """`here`: the section's key."""
-    from providers import platforms
-
     url = provider.base_url
     on_this_machine = url is not None and is_url(url) and is_loopback(urlsplit(url).hostname or "")
     variable, key = provider.key_variable, environ.get(provider.key_variable, "")
@@ -37,7 +30,7 @@ def check(here: Key, provider: Provider, environ: Mapping[str, str]) -> Iterator
         yield here, f"{named} is not set; it holds the API key"
     if not key.isascii() or (key and not key.isprintable()) or " " in key:
         yield here, f"{named} has blanks, line breaks or other signs in it that no API key has; set it again"
-    for name, what in platforms.problems(provider.kind, _settings(provider), key=bool(key), environ=environ):
+    for name, what in platforms.problems(provider.kind, provider.settings, key=bool(key), environ=environ):
         yield (*here, name), what
     yield from _out_of_place(here, provider)
     yield from _priced(here, provider)
@@ -49,12 +42,6 @@ def check(here: Key, provider: Provider, environ: Mapping[str, str]) -> Iterator
         yield (*here, "base_url"), "this holds a user or a password; the key belongs into the environment"
     elif url.startswith("http://") and not on_this_machine:
         yield (*here, "base_url"), "must be https:// unless it is on this machine"
-
-
-def _settings(provider: Provider) -> Settings:
-    from providers.settings import Settings
-
-    return msgspec.convert(provider, Settings, from_attributes=True)
 
 
 def _out_of_place(here: Key, provider: Provider) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from local_model.types import LoadError
-from router.addresses import is_loopback
+from providers.addresses import is_loopback
 from router.config import Config
 from router.config_file import ConfigError, Loaded
 from router.problems import ProblemError

@@ -15,7 +15,7 @@ from router.config import Price as ConfiguredPrice
 
 def price_table(config: Config) -> PriceTable:
     """The shipped table, with the config's own prices on top."""
-    return PriceTable.load({p.priced_as: _price(p.price) for p in config.providers.values() if p.price is not None})
+    return PriceTable.load({p.priced_as: own_price(p.price) for p in config.providers.values() if p.price is not None})
 
 
 def budget(config: Config) -> Budget:
@@ -82,7 +82,7 @@ def report_page(config: Config, ledger: Path, volume_per_month: int | None) -> s
     return page(made)
 
 
-def _price(configured: ConfiguredPrice) -> Price:
+def own_price(configured: ConfiguredPrice) -> Price:
     """Dollars a million tokens are nano-dollars a million tokens, times 10^9."""
 
     def nano(usd: float) -> int:

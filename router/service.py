@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from cost.ledger import Ledger
+from cost.prices import PriceTable
 from cost.types import NANO_PER_USD, LedgerError
 from local_model.model import LocalModel
 from providers.chain import Chain
@@ -96,7 +97,7 @@ class Service:
         self.chain = Chain(
             [make_provider(name, config) for name in config.providers],
             ledger=self.ledger,
-            prices=self.prices,
+            prices=PriceTable.load(),  # a price in the config is its provider's alone: in its lane's settings
             budget=budget(self.config),
             lanes=lane_settings(config),
             on_attempt=telemetry.attempted,

@@ -10,13 +10,14 @@ import msgspec
 from cost.types import NANO_PER_USD
 from local_model.engines import cores
 from local_model.model import LocalModel, ModelSettings, TaskSpec
-from providers.chain import LaneSettings
+from providers.settings import LaneSettings
 from providers.types import Example, Label, Provider
 from router.ask import TaskRoute
 from router.cache import inspect, keys
 from router.config import Config, Hardware
 from router.config_file import Loaded
 from router.paths import head_path, model_source
+from router.reporting import own_price
 
 #: Of the local deadline: as much work may wait for the local model, so that what is admitted is also answered in time.
 QUEUE_PART = 0.6
@@ -68,14 +69,7 @@ def make_provider(name: str, config: Config) -> Provider:
         model=provider.model,
         # On this machine a server may ask for none; in a cloud there are other credentials.
         api_key=os.environ.get(provider.key_variable) or ("" if provider.via else "none"),
-        base_url=provider.base_url,
-        via=provider.via,
-        region=provider.region,
-        project=provider.project,
-        api_version=provider.api_version,
-        effort=provider.effort,
-        thinking_tokens=provider.thinking_tokens,
-        structured=provider.structured,
+        settings=provider.settings,
     )
 
 
@@ -86,7 +80,11 @@ def lane_settings(config: Config) -> dict[str, LaneSettings]:
         return None if usd is None else round(usd * NANO_PER_USD)
 
     return {
-        name: LaneSettings(provider.max_in_flight, nano(provider.usd_per_hour), own_price=provider.price is not None)
+        name: LaneSettings(
+            provider.max_in_flight,
+            nano(provider.usd_per_hour),
+            own_price=None if provider.price is None else own_price(provider.price),
+        )
         for name, provider in config.providers.items()
     }
 

@@ -142,6 +142,26 @@ def overheard(services: Sequence[Served]) -> Iterator[None]:
         yield
 
 
+class Simulated(Process):
+    """`crossover simulate-frontier`, listening at `url`."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        command = ["simulate-frontier", "--latency-ms", "5", *arguments]
+        super().__init__(command, folder, CROSSOVER_STATE_DIR=str(folder))
+        self.wait_for(lambda: self.output.endswith("}\n"))
+        self.url = json.loads(self.output)["url"]
+
+    @property
+    def calls(self) -> int:
+        """That have reached it."""
+        return int(httpx.get(f"{self.url}/_sim/calls").json()["calls"])
+
+    @property
+    def bill(self) -> dict[str, Any]:
+        """Totals by format and model in `bill`, each reply in `items`."""
+        return dict(httpx.get(f"{self.url}/_sim/bill?items=1").json())
+
+
 class Served(Process):
     """`crossover serve`, ready to answer."""
 
@@ -272,19 +292,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 
 @pytest.fixture(scope="module")
-def simulate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Process]]:
-    """`simulate(*arguments)` starts the simulated frontier; `.url` is where."""
-    started: list[Process] = []
+def simulate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Simulated]]:
+    """`simulate(*arguments)` starts the simulated frontier."""
+    started: list[Simulated] = []
 
-    def start(*arguments: str) -> Process:
-        folder = tmp_path_factory.mktemp("simulated")
-        process = Process(
-            ["simulate-frontier", "--latency-ms", "5", *arguments], folder, CROSSOVER_STATE_DIR=str(folder)
-        )
-        process.wait_for(lambda: process.output.endswith("}\n"))
-        process.url = json.loads(process.output)["url"]
-        started.append(process)
-        return process
+    def start(*arguments: str) -> Simulated:
+        started.append(Simulated(tmp_path_factory.mktemp("simulated"), *arguments))
+        return started[-1]
 
     yield start
     for process in started:

@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 @asynccontextmanager
-async def opened(loaded: Loaded) -> AsyncIterator[tuple[Service, list[str]]]:
+async def open_service(loaded: Loaded) -> AsyncIterator[tuple[Service, list[str]]]:
     """The service without its HTTP side, ready; and why it is dead, if it is. What can't be opened is one line and exit
     code 2."""
     from router.logs import configure_logging
@@ -60,7 +60,7 @@ async def in_process(loaded: Loaded, task: str | None, route: Route) -> AsyncIte
     from router.outcome import to_wire
     from router.types import ClassifyRequest, ClassifyResponse
 
-    async with opened(loaded) as (service, failures):
+    async with open_service(loaded) as (service, failures):
 
         async def ask(texts: Sequence[str]) -> dict[str, Any]:
             request = ClassifyRequest(list(texts), task=task, route=route)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import click
@@ -45,22 +46,40 @@ def check(config: Path | None, live: bool) -> None:
 
 async def ask_providers(loaded: Loaded) -> int:
     """One call each; 1 if any finding is an error."""
+    from cost.comparison import REQUESTS
+    from cost.ledger import Ledger
+    from cost.prices import PriceTable
     from providers.live_check import check as live_check
-    from router.reporting import price_table
-    from router.wiring import make_provider
+    from providers.tariffs import tariff_of
+    from providers.types import Caller
+    from router.config import LOCAL_TENANT
+    from router.config_file import ledger_path
+    from router.logs import configure_logging
+    from router.reporting import budget
+    from router.wiring import lane_settings, make_provider
 
     if not loaded.config.providers:
         click.echo("live: no provider is configured")
         return 0
-    prices = price_table(loaded.config)
+    configure_logging("critical")  # the findings say it
     failed = False
-    for name, configured in loaded.config.providers.items():
-        with starting():
-            provider = make_provider(name, loaded.config)
-        try:
-            for finding in await live_check(provider, prices, usd_per_hour=configured.usd_per_hour):
+    with starting():
+        ledger = Ledger.open(ledger_path(loaded))
+    try:
+        for index, (name, lane) in enumerate(lane_settings(loaded.config).items()):
+            with starting():
+                provider = make_provider(name, loaded.config)
+            findings = await live_check(
+                provider,
+                tariff_of(PriceTable.load(), provider.model, lane, time.monotonic),
+                ledger=ledger,
+                budget=budget(loaded.config),
+                caller=Caller(f"{REQUESTS}check_{time.time_ns():x}", index, LOCAL_TENANT),
+            )
+            await provider.close()
+            for finding in findings:
                 click.echo(f"live: {finding.provider}: {finding.level}: {finding.what}: {finding.detail}")
                 failed |= finding.level == "error"
-        finally:
-            await provider.close()
+    finally:
+        await asyncio.to_thread(ledger.close)
     return int(failed)

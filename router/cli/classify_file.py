@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from router.cli.asking import Ask
-from router.cli.rows import BadFile, Row, Rows, count, is_json, read, resume
+from router.cli.rows import BadFile, Row, Rows, Values, count, is_json, read, resume
 from router.problems import URN, ProblemError
 
 IN_FLIGHT = 2  # requests
@@ -41,16 +41,16 @@ def answer_file(file: Path, out: Path, text_col: str, start: Start, size: int) -
     """Gives the number of rows with an error. Raises `BadFile`, `Unanswered`, and `ProblemError` where no row is the
     reason; then all that was answered is in `out`."""
     with ExitStack() as stack:
-        source = opened(file, "rb", stack, sys.stdin.buffer)
+        source = open_file(file, "rb", stack, sys.stdin.buffer)
         rows = read(source, file, text_col)
         if out == STANDARD:
             answers, done, left = sys.stdout.buffer, 0, iter(rows)
             answers.write(rows.header)
         else:
-            of_its_format(out, rows, file)
+            check_format(out, rows, file)
             if job_path(out).exists():
                 raise BadFile(f"{out} belongs to the batch job {job_path(out)}; go on with it: --escalate batch")
-            answers = begun(out, stack)
+            answers = open_answers(out, stack)
             done, left = resume(answers, out, rows)
         total = count(file, rows) if file != STANDARD and sys.stderr.isatty() else None
         with progress(total, done) as advance:
@@ -80,9 +80,10 @@ async def _run(
     async with start() as ask, aclosing(in_order(partial(answer_rows, ask), left, size)) as batches:
         began = time.monotonic()
         async for batch in batches:
-            answers.write(b"".join(rows.record(row, values_of(result)) for row, result in batch))
+            written = [(row, values_of(result)) for row, result in batch]
+            answers.write(b"".join(rows.record(row, values) for row, values in written))
             answers.flush()
-            found.update("error" if "error" in r else "degraded" if r["degraded"] else "fine" for _, r in batch)
+            found.update(values.ending for _, values in written)
             advance(len(batch))
         return found, time.monotonic() - began
 
@@ -146,14 +147,13 @@ def _kind(result: Result) -> str:
     return str(result["error"]["type"]).removeprefix(URN)
 
 
-def values_of(result: Result) -> tuple[Any, ...]:
-    """As `rows.ANSWER` names them."""
+def values_of(result: Result) -> Values:
     if "error" in result:
-        return None, None, None, None, f"{_kind(result)}: {result['error']['detail']}"
-    return result["label"], result["confidence"], result["source"], result["degraded"], None
+        return Values(error=f"{_kind(result)}: {result['error']['detail']}")
+    return Values(result["label"], result["confidence"], result["source"], result["degraded"])
 
 
-def opened(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = None) -> BinaryIO:
+def open_file(path: Path, mode: str, stack: ExitStack, standard: BinaryIO | None = None) -> BinaryIO:
     if standard is not None and path == STANDARD:
         return standard
     try:
@@ -168,15 +168,15 @@ def job_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.batch")
 
 
-def of_its_format(out: Path, rows: Rows, file: Path) -> None:
+def check_format(out: Path, rows: Rows, file: Path) -> None:
     """Raises `BadFile`."""
     if (as_json := is_json(out)) is not None and as_json == rows.quoted:
         raise BadFile(f"{out}: answers have the format of {file}; choose another name with -o")
 
 
-def begun(out: Path, stack: ExitStack) -> BinaryIO:
+def open_answers(out: Path, stack: ExitStack) -> BinaryIO:
     """The file of answers, where no other run writes to it. Raises `BadFile`."""
-    answers = opened(out, "a+b", stack)
+    answers = open_file(out, "a+b", stack)
     try:
         fcntl.flock(answers, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

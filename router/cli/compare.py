@@ -75,15 +75,15 @@ def compare(
         stop(
             f"task {task} never escalates: its texts leave the house for nobody; --providers local asks the local model"
         )
-    from router.attacks import BadCorpus, corpus
-    from router.cli import gold
-    from router.cli.comparing import Run
+    from router.cli import compare_rows
+    from router.cli.compare_run import Run
     from router.cli.labelled import BadData
     from router.cli.rows import BadFile
-    from router.comparison import sample
+    from router.compare.attacks import BadCorpus, corpus
+    from router.compare.rows import sample
 
     try:
-        rows, notes = gold.read(data, text_col, label_col)
+        rows, notes = compare_rows.read(data, text_col, label_col)
         tried = corpus(None if attacks == SHIPPED else Path(attacks)) if attacks else []
     except (BadFile, BadData, BadCorpus, OSError) as error:
         stop(str(error))

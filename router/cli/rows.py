@@ -17,7 +17,6 @@ import msgspec
 
 from router.cli import labelled
 
-ANSWER = ("label", "confidence", "source", "degraded", "error")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -29,6 +28,20 @@ class Row(NamedTuple):
     fields: Any  # of CSV a list, of JSON a dict
     text: str
     error: str = ""  # why there is nothing to ask
+
+
+class Values(NamedTuple):
+    """What is written of an answer; the columns have these names."""
+
+    label: str | None = None
+    confidence: float | None = None
+    source: str | None = None
+    degraded: str | None = None
+    error: str | None = None
+
+    @property
+    def ending(self) -> str:
+        return "error" if self.error else "degraded" if self.degraded else "fine"
 
 
 class Rows(Protocol):
@@ -43,8 +56,8 @@ class Rows(Protocol):
         """The input's part of the row's record."""
         ...
 
-    def record(self, row: Row, answer: tuple[Any, ...]) -> bytes:
-        """`begin`, the values of `ANSWER`, a line break."""
+    def record(self, row: Row, answer: Values) -> bytes:
+        """`begin`, the values, a line break."""
         ...
 
 
@@ -102,7 +115,7 @@ class CsvRows:
     def begin(self, row: Row) -> bytes:
         return self._encode([*row.fields, ""])
 
-    def record(self, row: Row, answer: tuple[Any, ...]) -> bytes:
+    def record(self, row: Row, answer: Values) -> bytes:
         return self._encode([*row.fields, *("" if value is None else value for value in answer)]) + b"\n"
 
     def _encode(self, fields: list[Any]) -> bytes:
@@ -147,16 +160,16 @@ class JsonRows:
     def begin(self, row: Row) -> bytes:
         return msgspec.json.encode(row.fields)[:-1]
 
-    def record(self, row: Row, answer: tuple[Any, ...]) -> bytes:
+    def record(self, row: Row, answer: Values) -> bytes:
         answered = dict(zip(answer_names(row.fields), answer, strict=True))
         return msgspec.json.encode({**row.fields, **answered}) + b"\n"
 
 
 def answer_names(columns: Iterable[str]) -> list[str]:
-    """`ANSWER`; where the input has such a column it is kept, and the answer's is `answer_label`."""
+    """The columns; where the input has such a column it is kept, and the answer's is `answer_label`."""
     taken = set(columns)
     names = []
-    for name in ANSWER:
+    for name in Values._fields:
         while name in taken:
             name = f"answer_{name}"
         names.append(name)

@@ -20,8 +20,8 @@ import msgspec
 import structlog
 from click.core import ParameterSource
 
+from providers.addresses import is_loopback
 from router import paths, runfile
-from router.addresses import is_loopback
 from router.cache.embedded import EmbeddedRedis, EmbeddedRedisError
 from router.cli.options import config_option, config_or_exit, stop
 from router.config_file import ConfigError, Loaded, default_path, ledger_path, load, load_tree

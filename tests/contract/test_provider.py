@@ -11,7 +11,7 @@ from cost.prices import PriceTable
 from cost.types import Usage
 from providers.build import build
 from providers.fake import ScriptedProvider
-from providers.settings import Kind
+from providers.settings import Kind, Settings
 from providers.simulator import Simulator
 from providers.types import Answer, BadAnswer, Label, ProviderError, Question, RateLimited, Unavailable
 
@@ -31,7 +31,7 @@ def provider(kind: str, sim: Simulator, step: Any = None) -> Any:
         return ScriptedProvider("p", "m", [step or Answer("lost", "m", Usage(input=5, output=1))])
     url = sim.url + ("" if kind == "anthropic" else "/v1")
     model = "claude-haiku-5-5" if kind == "anthropic" else "gpt-6-luna"
-    return build(kind, name="p", model=model, api_key="k", base_url=url)  # type: ignore[arg-type]
+    return build(kind, name="p", model=model, api_key="k", settings=Settings(base_url=url))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,10 +23,10 @@ PATIENCE_S = 180
 DRIVER = """
 import sys, time
 from router.cli import main
-from router.cli.batch import output, books, frontier, run, job_file
+from router.cli.batch import output, books, patience, submission, job_file
 
-frontier.GRACE_S, frontier.FIRST_S = 1.0, 0.05
-books.GROUP, run.SIZE, output.SIZE = 2, 4, 4
+submission.GRACE_S, patience.FIRST_S = 1.0, 0.05
+books.GROUP, output.SIZE = 2, 4
 point = sys.argv.pop(1)
 
 

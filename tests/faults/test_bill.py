@@ -21,8 +21,8 @@ import msgspec
 
 from cost.prices import PriceTable
 from cost.types import Usage
-from providers.simulated_bill import Item
 from providers.simulator import Simulator
+from providers.simulator.bill import Item
 
 CALLS = 10_000
 #: Providers by the simulator's name for their format. The first always thinks; all have prices for cached tokens.

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
 KEYS = {name: f"key-of-{name}-for-budgets" for name in ("web", "app", "admin")}
@@ -44,10 +43,6 @@ admin = ["{hashed("admin")}"]
 """
 
 
-def calls(frontier: Any) -> int:
-    return int(httpx.get(f"{frontier.url}/_sim/calls").json()["calls"])
-
-
 def spent(service: Any, scope: str, name: str) -> int:
     with sqlite3.connect(service.state / "ledger.db") as books:
         (nano,) = books.execute(
@@ -78,9 +73,9 @@ def test_a_task_and_a_tenant_have_a_limit_each_and_others_are_answered_on(
     assert {answer["source"] for answer in answers[:-1]} == {"frontier"}
     assert (answers[-1]["source"], answers[-1]["label"] is None) == ("local", False)
     assert 0 < spent(service, "task", "banking") <= 500_000_000
-    before = calls(frontier)
+    before = frontier.calls
     service.classify("and what else", headers=bearer("app"), task="banking")
-    assert calls(frontier) == before, "a task's limit is the same for every tenant"
+    assert frontier.calls == before, "a task's limit is the same for every tenant"
     assert (
         service.classify("and what else", headers=bearer("web"), task="cards").json()["results"][0]["source"]
         == "frontier"
@@ -135,7 +130,7 @@ def test_a_budget_that_is_out_refuses_where_that_is_configured(
     wait = int(reply.headers["retry-after"])
     assert abs(wait - (86_400 - time.time() % 86_400)) < 60
 
-    before = calls(frontier)
+    before = frontier.calls
     mixed = service.classify([paid[0], "hmm, something new"], headers=web, task="banking")
     assert mixed.status_code == 200
     hit, refused = mixed.json()["results"]
@@ -144,7 +139,7 @@ def test_a_budget_that_is_out_refuses_where_that_is_configured(
     assert service.classify("I lost my card", headers=web, task="easy").json()["results"][0]["source"] == "local"
     local = service.classify("hmm, something new", headers=web, task="banking", route="local").json()["results"][0]
     assert (local["source"], local["degraded"]) == ("local", None)
-    assert calls(frontier) == before
+    assert frontier.calls == before
     assert service.metric('crossover_escalations_total{outcome="budget"') >= 2
 
     service.config.write_text(config(frontier.url, "[budget]\nusd_per_day = 0.4\n"))
@@ -152,4 +147,4 @@ def test_a_budget_that_is_out_refuses_where_that_is_configured(
     service.wait_for(lambda: service.classify("hmm, something new", headers=web, task="banking").status_code == 200)
     answer = service.classify("hmm, something new", headers=web, task="banking").json()["results"][0]
     assert (answer["source"], answer["degraded"]) == ("local", "budget")
-    assert calls(frontier) == before
+    assert frontier.calls == before

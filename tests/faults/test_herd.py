@@ -29,7 +29,7 @@ class Cluster(NamedTuple):
 
     @property
     def calls(self) -> int:
-        return int(httpx.get(f"{self.simulator.url}/_sim/calls").json()["calls"])
+        return int(self.simulator.calls)
 
     def order(self, *faults: str) -> None:
         httpx.post(f"{self.simulator.url}/_sim/faults", json={"next": faults}).raise_for_status()

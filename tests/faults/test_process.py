@@ -132,7 +132,7 @@ def test_a_request_that_hangs_holds_up_no_shutdown(
     async def main() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
             asking = asyncio.create_task(client.post("/v1/classify", json={"input": "hmm"}))
-            while not (await asyncio.to_thread(httpx.get, f"{frontier.url}/_sim/calls")).json()["calls"]:
+            while not await asyncio.to_thread(lambda: frontier.calls):
                 await asyncio.sleep(0.01)
             service.process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(service.process.wait, 30)

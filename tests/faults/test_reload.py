@@ -30,10 +30,6 @@ def key(name: str) -> str:
     return f'[[auth.keys]]\ntenant = "{name}"\nsha256 = "{digest}"\n'
 
 
-def calls(frontier: Any) -> int:
-    return int(httpx.get(f"{frontier.url}/_sim/calls").json()["calls"])
-
-
 def test_a_key_that_is_taken_out_of_the_file_is_refused_without_a_restart(
     serve: Callable[..., Any], simulate: Callable[..., Any], with_frontier: Callable[..., str]
 ) -> None:
@@ -47,7 +43,7 @@ def test_a_key_that_is_taken_out_of_the_file_is_refused_without_a_restart(
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
             headers = {"x-api-key": "a-key-that-goes"}
             asking = asyncio.create_task(client.post("/v1/classify", json={"input": "hmm"}, headers=headers))
-            while not await asyncio.to_thread(calls, frontier):
+            while not await asyncio.to_thread(lambda: frontier.calls):
                 await asyncio.sleep(0.01)
             service.config.write_text(config + key("stays"))
             async with asyncio.timeout(10):
@@ -70,7 +66,7 @@ def test_a_threshold_reload_keeps_every_answer_that_was_paid_for(
     service = serve(with_frontier(frontier.url, threshold=1.0))
     bought = {text: service.answer(text) for text in UNSURE}
     assert {answer["source"] for answer in bought.values()} == {"frontier"}
-    before = calls(frontier)
+    before = frontier.calls
     for threshold, source in ((0.0, "local"), (0.99, "cache")):
         count = service.output.count('"event":"reloaded"')
         service.config.write_text(with_frontier(frontier.url, threshold=threshold))
@@ -80,7 +76,7 @@ def test_a_threshold_reload_keeps_every_answer_that_was_paid_for(
         if threshold:
             assert {text: a["label"] for text, a in again.items()} == {text: a["label"] for text, a in bought.items()}
             assert {answer["answered_by"] for answer in again.values()} == {"frontier"}
-    assert calls(frontier) == before
+    assert frontier.calls == before
     assert "the old model is closed" not in service.output
 
 

@@ -58,7 +58,7 @@ def test_identical_texts_of_two_tenants_are_two_computations_even_in_flight(
 
     answers = [reply.json()["results"][0] for reply in asyncio.run(herd())]
     assert {answer["source"] for answer in answers} == {"frontier"}
-    assert httpx.get(f"{frontier.url}/_sim/calls").json()["calls"] == 2
+    assert frontier.calls == 2
     for mine in (answers[::2], answers[1::2]):
         assert sum(not answer["coalesced"] for answer in mine) == 1
         assert sum(answer["cost_usd"] > 0 for answer in mine) == 1
@@ -68,9 +68,9 @@ def test_identical_texts_of_two_tenants_are_two_computations_even_in_flight(
 
     service.wait_for(lambda: ask(body["input"], "one") == ask(body["input"], "two") == "cache")
     service.wait_for(lambda: ask("and what about friday", "one") == "cache")
-    calls = httpx.get(f"{frontier.url}/_sim/calls").json()["calls"]
+    calls = frontier.calls
     assert ask("and what about friday", "two") == "frontier"
-    assert httpx.get(f"{frontier.url}/_sim/calls").json()["calls"] == calls + 1
+    assert frontier.calls == calls + 1
 
 
 def test_a_tenant_can_not_be_named_in_the_body(serve: Callable[..., Any], banking: str) -> None:
@@ -122,7 +122,7 @@ def test_traffic_made_to_be_uncertain_spends_no_more_than_the_budget(
     with sqlite3.connect(service.state / "ledger.db") as books:
         spent, attempts = books.execute("SELECT sum(cost_nano), count(*) FROM attempts").fetchone()
     assert 0 < spent <= limit * 1e9
-    assert attempts == httpx.get(f"{frontier.url}/_sim/calls").json()["calls"]
+    assert attempts == frontier.calls
     assert service.metric("crossover_spent_today_usd") <= limit
     assert service.metric("crossover_escalations_total") == 300  # what the alarm on escalations looks at
 

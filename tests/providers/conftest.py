@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,6 +13,7 @@ from cost.prices import PriceTable
 from cost.types import Budget
 from providers.build import build
 from providers.chain import Chain
+from providers.settings import Kind, Settings
 from providers.simulator import Simulator
 from providers.types import Caller, FrontierAnswer, Label, Provider, Question
 
@@ -26,7 +27,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=get_args(Kind))
 def kind(request: pytest.FixtureRequest) -> str:
     """All four wire formats, through both real SDKs."""
     return str(request.param)
@@ -45,12 +46,12 @@ def question() -> Question:
 
 @pytest.fixture
 def provider_on() -> Callable[..., Provider]:
-    """(simulator, kind, name=kind, model=..., settings of `build`) -> the adapter, talking to the simulator."""
+    """(simulator, kind, name=kind, model=..., `Settings`) -> the adapter, talking to the simulator."""
 
     def make(sim: Simulator, kind: str, name: str | None = None, model: str | None = None, **settings: Any) -> Provider:
         base_url = sim.url + ("" if kind == "anthropic" else "/v1")
-        given = {"name": name or kind, "model": model or MODELS[kind], "api_key": KEY, "base_url": base_url}
-        return build(kind, **given, **settings)  # type: ignore[arg-type]
+        given = Settings(base_url, **settings)
+        return build(kind, name=name or kind, model=model or MODELS[kind], api_key=KEY, settings=given)
 
     return make
 

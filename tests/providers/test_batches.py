@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from providers import batches
-from providers.batches import Batches, Order, Result, batches_of
+from providers.batches import Batches, Order, Result, batches_of, custom_id
 from providers.sdk import SdkProvider
 from providers.simulator import Simulator
 from providers.types import AuthFailed, BadAnswer, BadRequest, ProviderError, Question, RateLimited, Unavailable
@@ -55,7 +55,7 @@ def made(provider_on: Callable[..., SdkProvider[Any]]) -> Made:
 
 async def submitted(provider: SdkProvider[Any], api: Batches, question: Question, order: Order = ORDER) -> str:
     asked = [(n, msgspec.structs.replace(question, text=text)) for n, text in TEXTS.items()]
-    return await api.submit(order, [api.line(order.custom_id(n), provider.request(each)) for n, each in asked])
+    return await api.submit(order, [api.line(custom_id(order.job, n), provider.request(each)) for n, each in asked])
 
 
 async def results(api: Batches, batch: str, order: Order = ORDER) -> list[Result]:
@@ -287,9 +287,9 @@ def test_servers_that_may_have_no_batches_are_not_asked(more: dict[str, Any]) ->
 
 def test_ids_are_what_providers_take_and_lead_back_to_the_question() -> None:
     for number in (10, 13):
-        custom_id = ORDER.custom_id(number)
-        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", custom_id)
-        assert ORDER.question(custom_id) == number
+        name = custom_id(ORDER.job, number)
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name)
+        assert ORDER.question(name) == number
     for other in (
         "",
         "10",

@@ -278,3 +278,38 @@ def test_a_slow_call_that_ends_while_another_probes_lets_no_third_through(
         assert b.chain.status()[0]["breaker"] == "closed"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_texts_that_are_refused_do_not_close_a_provider_to_others(breaker: Breaker, status: int) -> None:
+    fail(breaker, *[BadRequest("x", status=status)] * 9)
+    assert breaker.state == "closed"
+    fail(breaker, *[BadRequest("x", status=404)] * 3)  # that is the model's name
+    assert breaker.state == "open"
+
+
+def test_after_a_rest_that_was_asked_for_all_who_waited_get_through(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, RateLimited("429", retry_after=5))
+    clock.now += 5
+    assert breaker.state == "closed"
+    assert breaker.admit() is not None
+    assert breaker.admit() is not None
+
+
+def test_a_rest_that_was_asked_for_ends_in_a_probe_if_the_provider_was_down_before(
+    breaker: Breaker, clock: Clock
+) -> None:
+    fail(breaker, *[Unavailable("x")] * 3)
+    clock.now += 10
+    fail(breaker, Unavailable("x", retry_after=5))  # the probe
+    clock.now += 5
+    assert breaker.state == "half_open"
+
+
+def test_a_rest_shortens_and_eases_no_longer_wait(breaker: Breaker, clock: Clock) -> None:
+    first, second = admitted(breaker), admitted(breaker)
+    breaker.failed(first, AuthFailed("401"), 10)
+    breaker.failed(second, RateLimited("429", retry_after=5), 10)
+    assert breaker.open_for_s() == 60
+    clock.now += 60
+    assert breaker.state == "half_open"

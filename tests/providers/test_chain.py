@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
@@ -17,10 +18,11 @@ from cost.fake import MemoryLedger
 from cost.prices import Price, PriceTable
 from cost.types import Budget, Intent, LedgerUnwritable, Outcome, Usage
 from providers.breaker import BreakerSettings
-from providers.chain import LaneSettings
 from providers.fake import ScriptedProvider
-from providers.settlement import MOST_UNPRICED
+from providers.retries import RetrySettings
+from providers.settings import LaneSettings
 from providers.simulator import Simulator
+from providers.tariffs import MOST_UNPRICED
 from providers.types import Answer, BadAnswer, FrontierUnavailable, Provider, Question, Unavailable
 
 On = Callable[..., Provider]
@@ -332,8 +334,7 @@ def test_a_price_of_the_config_holds_whatever_the_reply_calls_the_model(books: B
         used = Usage(input=1_000_000, output=0)
         own = Price(input=7_000_000_000, output=7_000_000_000)
         cloud = ScriptedProvider("cloud", "us.haiku", [Answer("card_arrival", "claude-haiku-4-5", used)])
-        lanes = {"cloud": LaneSettings(own_price=True)}
-        b = books([cloud], prices=PriceTable.load({"us.haiku": own}), lanes=lanes, budget=Budget(None))
+        b = books([cloud], lanes={"cloud": LaneSettings(own_price=own)}, budget=Budget(None))
         await b.ask(question)
         outcome = b.outcomes[0][2]
         assert (outcome.model, outcome.cost_nano) == ("claude-haiku-4-5", 7_000_000_000)
@@ -562,5 +563,93 @@ def test_who_leaves_while_he_waits_for_his_turn_takes_nobodys_place(books: Books
             assert [isinstance(result, BaseException) for result in results] in ([False, True, False], [False] * 3)
         assert b.chain.status()[0]["in_flight"] == 0
         assert (await b.ask(question)).label == "card_arrival"
+
+    asyncio.run(main())
+
+
+def test_a_price_of_the_config_is_that_providers_alone(books: Books, question: Question) -> None:
+    """Two providers of one model: a server of one's own that is free does not make the vendor's calls free."""
+
+    async def main() -> None:
+        used = Usage(input=100, output=0)
+        ours = ScriptedProvider("ours", "gpt-5.5", [Unavailable("x"), Answer("card_arrival", "gpt-5.5", used)])
+        vendor = ScriptedProvider("vendor", "gpt-5.5", [Answer("card_arrival", "gpt-5.5", used)])
+        free = {"ours": LaneSettings(own_price=Price(input=0, output=0))}
+        b = books([ours, vendor], lanes=free, budget=Budget(None), retries=RetrySettings(share=0, floor=0))
+        assert (await b.ask(question)).cost_nano == PriceTable.load().cost_nano("gpt-5.5", used)
+        assert [a.intent.estimate_nano > 0 for a in b.ledger.attempts.values()] == [False, True]
+        assert b.outcomes[1][2].price_version == PriceTable.load().version
+
+    asyncio.run(main())
+
+
+def test_a_text_that_is_too_long_for_the_known_prices_is_no_alarm(books: Books, question: Question) -> None:
+    async def main() -> None:
+        own = Price(input=1, output=1)  # above 100,000 tokens it is not known to hold either
+        for lanes in ({}, {"p": LaneSettings(own_price=own)}):
+            provider = ScriptedProvider("p", "claude-haiku-5-5", [ANSWER])
+            b = books([provider], lanes=lanes)
+            long = msgspec.structs.replace(question, text="x" * 100_001)
+            with pytest.raises(FrontierUnavailable, match="shorter prompts"):
+                await b.ask(long)
+            assert b.chain.status()[0]["unpriced"] == []
+            assert provider.asked == []
+
+    asyncio.run(main())
+
+
+def test_usage_above_our_upper_bound_is_booked_as_the_provider_counts_it(books: Books, question: Question) -> None:
+    async def main() -> None:
+        counted = Usage(input=90_000, output=9, estimated=True)
+        b = books([ScriptedProvider("p", "claude-haiku-5-5", [msgspec.structs.replace(ANSWER, usage=counted)])])
+        await b.ask(question)
+        assert b.spent == PriceTable.load().cost_nano("claude-haiku-5-5", counted)
+
+    asyncio.run(main())
+
+
+def test_a_cheaper_provider_is_asked_when_the_budget_is_too_small_for_the_first(
+    books: Books, question: Question
+) -> None:
+    async def main() -> None:
+        dear = ScriptedProvider("dear", "claude-opus-5-5", [ANSWER])
+        cheap = ScriptedProvider("cheap", "claude-haiku-5-5", [ANSWER])
+        prices, bound = PriceTable.load(), cheap.upper_bound(question)
+        day = prices.upper_bound_nano("claude-haiku-5-5", bound.input, bound.output)
+        b = books([dear, cheap], budget=Budget(day))
+        assert (await b.ask(question)).provider == "cheap"
+        with pytest.raises(FrontierUnavailable) as caught:
+            await b.ask(question)
+        assert caught.value.reason == "budget"
+        assert (len(dear.asked), len(cheap.asked)) == (0, 1)
+
+    asyncio.run(main())
+
+
+def test_a_call_that_cannot_end_in_time_is_not_bought_but_for_one_now_and_then(
+    books: Books, question: Question
+) -> None:
+    """Only a call tells that the provider has become faster."""
+
+    async def main() -> None:
+        now = [100.0]
+
+        async def slowly(_question: Question) -> Answer:
+            now[0] += 8.0
+            return ANSWER
+
+        provider = ScriptedProvider("p", "claude-haiku-5-5", [slowly, ANSWER])
+        b = books([provider], clock=lambda: now[0])
+        await b.ask(question, within=1.0)  # nothing is known yet
+        assert b.chain.status()[0]["typical_s"] == 8.0
+        await b.ask(question, within=1.0)  # the one now and then
+        for _ in range(3):
+            with pytest.raises(FrontierUnavailable) as caught:
+                await b.ask(question, within=1.0)
+            assert caught.value.reason == "deadline"
+        await b.ask(question, within=30.0)
+        now[0] += 11.0
+        await b.ask(question, within=1.0)
+        assert len(provider.asked) == len(b.ledger.attempts) == 4
 
     asyncio.run(main())

@@ -14,7 +14,7 @@ from cost.prices import PriceTable
 from cost.types import Usage
 from providers import prompt
 from providers.build import build
-from providers.live_check import Finding, check
+from providers.settings import Settings
 from providers.simulator import Simulator
 from providers.types import Answer, BadAnswer, BadRequest, Example, Label, ProviderError, Question, SchemaRefused
 
@@ -24,7 +24,7 @@ MANY = tuple(Label(f"label {number}", f"what belongs to {number}") for number in
 def made(kind: str, sim: Simulator | None = None, **settings: Any) -> Any:
     base_url = None if sim is None else sim.url + ("" if kind == "anthropic" else "/v1")
     model = settings.pop("model", "claude-haiku-5-5" if kind == "anthropic" else "gpt-6-luna")
-    return build(kind, name="p", model=model, api_key="k", base_url=base_url, **settings)  # type: ignore[arg-type]
+    return build(kind, name="p", model=model, api_key="k", settings=Settings(base_url, **settings))  # type: ignore[arg-type]
 
 
 def sent(kind: str, question: Question, **settings: Any) -> dict[str, Any]:
@@ -350,46 +350,36 @@ def test_examples_are_in_the_stable_part_of_every_format_and_are_reserved_for(ki
     assert made(kind).upper_bound(shown).input - made(kind).upper_bound(question).input >= len(line)
 
 
-# crossover check --live ----------------------------------------------------------------------------------------------
+# tiers ---------------------------------------------------------------------------------------------------------------
 
 
-def found(kind: str, *, check_with: dict[str, Any] | None = None, **settings: Any) -> list[Finding]:
-    async def main() -> list[Finding]:
-        async with Simulator({}, **{key: settings.pop(key) for key in ("structured",) if key in settings}) as sim:
-            sim.fail_next(settings.pop("fail", ()))
-            provider = made(kind, sim, **settings)
-            try:
-                return await check(provider, PriceTable.load(), **check_with or {})
-            finally:
-                await provider.close()
-
-    return asyncio.run(main())
+def test_the_tier_at_list_price_is_asked_for_where_its_word_is_known(question: Question) -> None:
+    """An account may have a dearer one by default."""
+    assert sent("anthropic", question)["service_tier"] == "standard_only"
+    assert sent("openai", question)["service_tier"] == "default"
+    assert sent("openai-chat", question)["service_tier"] == "default"
+    assert "service_tier" not in sent("openai-decisions", question)
+    assert "service_tier" not in sent("openai-chat", question, sim=Simulator(port=1))
 
 
-def test_a_live_check_is_fine_with_every_kind(kind: str) -> None:
-    """But for the warning that a simulator answers."""
-    assert {(each.level, each.what) for each in found(kind)} == {
-        ("ok", "provider"),
-        ("warning", "model"),
-        ("ok", "price"),
-    }
-
-
-def test_a_live_check_tells_that_a_server_knows_no_strict_schemas_and_goes_on() -> None:
-    findings = found("openai-chat", structured="none")
-    assert [each.what for each in findings if each.level == "warning"] == ["schema", "schema", "model"]
-    assert findings[-1].level == "ok"
-    (*_, last) = found("openai-chat", fail=["400"] * 9)
-    assert (last.level, last.what) == ("error", "model")
-
-
-def test_a_live_check_of_a_server_that_is_paid_by_the_hour_needs_no_price() -> None:
-    (unknown,) = [each for each in found("openai-chat", model="llama-4-8b") if each.what == "price"]
-    assert unknown.level == "error"
-    (paid,) = [
-        each
-        for each in found("openai-chat", model="llama-4-8b", check_with={"usd_per_hour": 1.2})
-        if each.what == "price"
-    ]
-    assert paid.level == "ok"
-    assert "$1.2 an hour" in paid.detail
+@pytest.mark.parametrize("kind", ["openai", "openai-chat"])
+def test_a_reply_from_a_dearer_tier_counts_with_its_upper_bound(kind: str, question: Question) -> None:
+    said = '{"label":"card_arrival"}'
+    for tier, estimated in (("priority", True), ("default", False), (None, False), ("on_demand", False)):
+        reply = {
+            "openai": {
+                "id": "r",
+                "model": "gpt-6-luna",
+                "status": "completed",
+                "output": [{"type": "message", "content": [{"type": "output_text", "text": said}]}],
+                "usage": {"input_tokens": 100, "output_tokens": 5},
+            },
+            "openai-chat": {
+                "id": "r",
+                "model": "gpt-6-luna",
+                "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 5},
+            },
+        }[kind]
+        body = msgspec.json.encode(reply | {"service_tier": tier})
+        assert made(kind).answer(question, body).usage == Usage(100, output=5, estimated=estimated)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from cost.prices import PriceTable
 from cost.types import Usage
-from providers.chain import LaneSettings
 from providers.fake import ScriptedProvider
-from providers.hourly import Hourly
-from providers.settlement import Pricing
+from providers.hourly import HourlyTariff
+from providers.settings import LaneSettings
+from providers.tariffs import Pricing
 from providers.types import Answer, BadAnswer, FrontierUnavailable, Question, RateLimited, TimedOut, Unavailable
 
 Books = Callable[..., Any]
@@ -50,7 +50,7 @@ def test_all_calls_together_cost_the_busy_time_and_none_more_than_was_set_aside(
 ) -> None:
     """Whatever overlaps, and however they end. The rounding is half a nano-dollar a call."""
     clock = Clock()
-    hourly = Hourly(nano_per_hour, clock)
+    hourly = HourlyTariff(nano_per_hour, clock)
     spans = [(begin / 1000, (begin + took) / 1000, end) for begin, took, end in calls]
     events = [(begin, 0, i) for i, (begin, _, _) in enumerate(spans)]
     events += [(end, 1, i) for i, (_, end, _) in enumerate(spans)]
@@ -78,7 +78,7 @@ def test_all_calls_together_cost_the_busy_time_and_none_more_than_was_set_aside(
 
 def test_who_is_alone_pays_all_and_two_pay_half_each() -> None:
     clock = Clock()
-    hourly = Hourly(3_600_000_000, clock)  # $0.001 a second
+    hourly = HourlyTariff(3_600_000_000, clock)  # $0.001 a second
     first = hourly.begin()
     clock.now += 1
     second = hourly.begin()
@@ -93,7 +93,7 @@ def test_who_is_alone_pays_all_and_two_pay_half_each() -> None:
 
 def test_a_timer_that_is_late_charges_no_more_than_was_set_aside() -> None:
     clock = Clock()
-    hourly = Hourly(3_600_000_000, clock)
+    hourly = HourlyTariff(3_600_000_000, clock)
     pricing = hourly.begin()
     clock.now += 5
     assert pricing.unknown("Cancelled", hourly.estimate(NO_TOKENS, 2), 1).cost_nano == 2_000_000

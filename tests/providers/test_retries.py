@@ -16,9 +16,10 @@ from cost.fake import MemoryLedger
 from cost.prices import PriceTable
 from cost.types import Budget, Usage
 from providers.breaker import BreakerSettings
-from providers.chain import Chain, LaneSettings
+from providers.chain import Chain
 from providers.fake import ScriptedProvider
 from providers.retries import RetrySettings
+from providers.settings import LaneSettings
 from providers.types import (
     Answer,
     AuthFailed,

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from providers.simulated_faults import FAULTS
 from providers.simulator import Simulator
+from providers.simulator.faults import FAULTS
 
 LABELS = ["lost_card", "exchange_rate"]
 TEXT = "where is my lost card"

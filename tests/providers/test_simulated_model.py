@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from providers.simulated_model import Asked, Model, latency_around, latency_of, ordered
 from providers.simulator import Simulator
+from providers.simulator.model import Asked, Model, latency_around, latency_of, ordered
 from providers.types import BadAnswer, Provider, Question
 
 On = Callable[..., Provider]

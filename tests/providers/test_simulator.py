@@ -16,12 +16,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from cost.prices import PriceTable
-from providers.fake import ScriptedProvider
-from providers.live_check import check
-from providers.simulated_wire import FORMATS
 from providers.simulator import Simulator, read_answers
-from providers.types import AuthFailed, Label, Provider, Question, RateLimited
+from providers.simulator.wire import FORMATS
+from providers.types import Label, Provider, Question
 from router.cli.simulate import simulate_frontier
 
 On = Callable[..., Provider]
@@ -231,28 +228,3 @@ def test_answers_without_the_right_columns_are_explained(tmp_path: Path) -> None
     path.write_text("text,intent\nx,y\n")
     with pytest.raises(ValueError, match="no column named label"):
         read_answers(path)
-
-
-def test_a_live_check_says_what_answered_at_what_price(provider_on: On, kind: str) -> None:
-    async def main() -> list[Any]:
-        async with Simulator(answers={"Where is the parcel that I ordered last week?": "delivery"}) as sim:
-            provider = provider_on(sim, kind)
-            found = await check(provider, PriceTable.load())
-            sim.fail_next(["out_of_set"])
-            found += await check(provider, PriceTable.load())
-            await provider.close()
-            return found
-
-    levels = [(finding.level, finding.what) for finding in asyncio.run(main())]
-    assert levels == [("ok", "provider"), ("warning", "model"), ("ok", "price"), ("error", "schema")]
-
-
-def test_a_live_check_blames_the_key_for_a_401() -> None:
-    (finding,) = asyncio.run(check(ScriptedProvider("p", "m", [AuthFailed("HTTP 401")]), PriceTable.load()))
-    assert (finding.level, finding.what) == ("error", "key")
-
-
-def test_a_live_check_that_meets_a_rate_limit_warns() -> None:
-    """It is no fault of the key, and it passes."""
-    (finding,) = asyncio.run(check(ScriptedProvider("p", "m", [RateLimited("HTTP 429")]), PriceTable.load()))
-    assert (finding.level, finding.what) == ("warning", "provider")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,22 +18,25 @@ from click.testing import CliRunner
 
 from cost.fake import MemoryLedger
 from cost.prices import PriceTable
-from cost.types import Budget, InputRow, Outcome
-from providers.batches import batches_of
+from cost.types import Budget, Outcome
+from providers.batches import Order, batches_of
 from providers.build import build
 from providers.sdk import SdkProvider
-from providers.settlement import Settlement
+from providers.settings import Settings
 from providers.simulator import Simulator
-from providers.types import Label, Question
+from providers.tariffs import TokenTariff
+from providers.types import FrontierUnavailable, Label, Question
+from router import outcome as row_outcome
 from router.cli.asking import Stopped
-from router.cli.batch import frontier, run
+from router.cli.batch import output, run, submission
 from router.cli.batch.books import Books
-from router.cli.batch.frontier import Frontier
-from router.cli.batch.input import Task
-from router.cli.batch.job_file import Answered, Job, JobFile, Local, RowAnswer, Rows
+from router.cli.batch.input import Work, stamp_of
+from router.cli.batch.job_file import Answered, Answers, Held, Job, JobFile, Local, RowAnswer, Rows
+from router.cli.batch.local import NO_ANSWER
+from router.cli.batch.submission import Submission
 from router.cli.classify import classify
-from router.cli.classify_file import answer_file
-from router.cli.rows import BadFile
+from router.cli.classify_file import answer_file, open_answers
+from router.cli.rows import BadFile, Values
 from router.config import Config, Provider
 
 LABELS = (Label("card_arrival"), Label("lost_or_stolen_card"), Label("exchange_rate"))
@@ -57,10 +62,7 @@ class Bench:
         self.max_requests = 4
         self.on_wait: Callable[[], None] = sim.batches.finish
         with_file = JobFile.open(path)
-        rows = [
-            RowAnswer(("card_arrival", 0.5, "local", "provider_unavailable", None), i, self.held(i))
-            for i in range(len(TEXTS))
-        ]
+        rows = [RowAnswer(None, i, self.held(i)) for i in range(len(TEXTS))]
         with_file.append(Job("0123456789ab", {"task": "t"}, "p", MODELS[kind], "v", 0))
         with_file.append(Rows(rows[:5]))
         with_file.append(Rows(rows[5:]))
@@ -68,8 +70,9 @@ class Bench:
         with_file.close()
 
     @staticmethod
-    def held(i: int) -> InputRow:
-        return InputRow("req_b_0", i, 1, "local", "t", "local", text_digest=b"%d" % i, tokens=7)
+    def held(i: int) -> Held:
+        local = row_outcome.Outcome(source="local", label="card_arrival", degraded="provider_unavailable", tokens=7)
+        return Held("req_b_0", i, b"%d" % i, 1, local)
 
     def texts(self, first: int, last: int | None) -> Iterator[tuple[int, str]]:
         return iter(list(enumerate(TEXTS))[first : None if last is None else last + 1])
@@ -81,14 +84,14 @@ class Bench:
         await asyncio.sleep(0)
 
     @asynccontextmanager
-    async def frontier(self, dies_at: float = float("inf")) -> Any:
+    async def submission(self, dies_at: float = float("inf")) -> Any:
         base_url = self.sim.url + ("/v1" if self.kind == "openai" else "")
         provider: SdkProvider[Any] = build(
             self.kind,
             name="p",
             model=MODELS[self.kind],
             api_key="sk-x",
-            base_url=base_url,  # type: ignore[arg-type]
+            settings=Settings(base_url=base_url),
         )
         api: Any = batches_of(self.kind, provider.client)  # type: ignore[arg-type]
         api.max_requests = self.max_requests
@@ -98,9 +101,10 @@ class Bench:
             for number, attempt in self.ledger.attempts.items()
         }
         mortal = self.mortal = Mortal(dies_at)
-        frontier = Frontier(
+        job = Submission(
             file,
-            Task(lambda text: Question("t", text, LABELS), self.texts),
+            lambda text: Question("t", text, LABELS),
+            self.texts,
             provider=provider,
             batches=mortal.around(api, "submit", "progress"),
             books=Books(
@@ -111,21 +115,21 @@ class Bench:
                 budget=self.budget,
                 wall=lambda: self.now,
             ),
-            settlement=Settlement(PriceTable.load(), MODELS[self.kind], batch=True),
+            tariff=TokenTariff(PriceTable.load(), MODELS[self.kind], batch=True),
             tell=self.told.append,
             sleep=self.wait,
             wall=lambda: self.now,
         )
         file.append = mortal.wrapped(file.append)  # type: ignore[method-assign]
         try:
-            yield frontier, file
+            yield job, file
         finally:
             file.close()
             await provider.close()
 
     async def life(self, dies_at: float = float("inf")) -> dict[int, Answered]:
-        async with self.frontier(dies_at) as (frontier, file):
-            await frontier.run()
+        async with self.submission(dies_at) as (job, file):
+            await job.run()
             return dict(file.answers)
 
     def states(self) -> Counter[str]:
@@ -272,7 +276,7 @@ def test_a_batch_that_shows_up_late_is_found_and_not_submitted_again(tmp_path: P
 
         bench.sim.batches.at, bench.on_wait = at, show
         await bench.life()
-        assert bench.waits[:2] == [1.0, frontier.GRACE_S - 1.0]
+        assert bench.waits[:2] == [1.0, submission.GRACE_S - 1.0]
         assert len(made) == 1
         assert bench.states() == {"settled": 9}
         bench.books_are_exact()
@@ -294,13 +298,48 @@ def test_a_batch_that_never_was_is_submitted_anew(tmp_path: Path, kind: str) -> 
     on_a_bench(tmp_path / "job", kind, script)
 
 
+def test_a_batch_that_showed_up_while_another_was_waited_for_is_found(tmp_path: Path) -> None:
+    """Only its results tell whose an Anthropic batch is, so the first look lasts as long as somebody else's batch of
+    the same size runs. What it saw was the list of before."""
+
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+        made = bench.sim.batches.made
+        hidden: list[Any] = []
+
+        async def at(point: str) -> None:
+            if point == "created" and not hidden:
+                hidden.append(made.pop())
+                raise ConnectionResetError
+
+        def show() -> None:
+            if bench.now > began + 2 * submission.GRACE_S:
+                made.extend(hidden[len(made) - 1 :])
+                bench.sim.batches.finish()
+
+        async with bench.submission() as (job, _):
+            other = "ba9876543210"
+            lines = [job._request(number, Question("t", text, LABELS))[0] for number, text in enumerate(TEXTS)]
+            lines = [line.replace(b"0123456789ab", other.encode()) for line in lines]
+            await job._batches.submit(Order(other, 0, 0, 8, 9, bench.now), lines)
+        began = bench.now
+        bench.sim.batches.at, bench.on_wait = at, show
+        await bench.life()
+        assert len(made) == 2
+        assert bench.states() == {"settled": 9}
+
+    on_a_bench(tmp_path / "job", "anthropic", script)
+
+
 def bound_of(bench: Bench) -> int:
     """What one question can cost at most: they are all about as long."""
     base_url = bench.sim.url + ("/v1" if bench.kind == "openai" else "")
-    provider = build(bench.kind, name="p", model=MODELS[bench.kind], api_key="sk-x", base_url=base_url)  # type: ignore[arg-type]
+    provider = build(
+        bench.kind, name="p", model=MODELS[bench.kind], api_key="sk-x", settings=Settings(base_url=base_url)
+    )  # type: ignore[arg-type]
     bounds = [provider.upper_bound(Question("t", text, LABELS)) for text in TEXTS]
-    settlement = Settlement(PriceTable.load(), MODELS[bench.kind], batch=True)
-    return max(settlement.estimate(bound) or 0 for bound in bounds)
+    tariff = TokenTariff(PriceTable.load(), MODELS[bench.kind], batch=True)
+    return max(tariff.estimate(bound) or 0 for bound in bounds)
 
 
 def test_what_the_budget_has_no_room_for_at_once_waits_until_the_others_are_settled(tmp_path: Path, kind: str) -> None:
@@ -349,7 +388,7 @@ def test_where_money_is_short_it_may_die_anywhere_as_well(tmp_path: Path, rooms:
                 died = False
             except Killed:
                 await bench.life()
-            async with bench.frontier() as (_, file):
+            async with bench.submission() as (_, file):
                 asked = Counter(answer.degraded for answer in file.answers.values())
             assert asked == ({None: 9} if rooms > 1 else {"budget": 9}), place
             assert Counter(item.text for item in bench.sim.items) == Counter(TEXTS if rooms > 1 else []), place
@@ -439,7 +478,8 @@ def test_a_provider_in_trouble_is_asked_again_ever_less_often(tmp_path: Path, ki
         assert bench.waits[:2] == [1.0, 1.5]
         asked = bench.waits[2:]
         assert asked[0] == 1.0 and asked == sorted(asked[:15]) + asked[15:] and max(asked) == 60.0
-        assert sum("it is tried again" in line for line in bench.told) == 1  # said once
+        told = [line for line in bench.told if "it is tried again" in line]
+        assert len(told) == 2  # said once each: that it can't submit, that it can't look
         bench.books_are_exact()
 
     on_a_bench(tmp_path / "job", kind, script)
@@ -474,6 +514,68 @@ def test_books_that_can_not_be_written_stop_it_before_anything_is_sent(tmp_path:
     on_a_bench(tmp_path / "job", kind, script)
 
 
+def test_results_that_the_books_know_nothing_of_are_not_collected(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        bench.max_requests = 100
+
+        def die() -> None:
+            raise Killed
+
+        bench.on_wait = die
+        with pytest.raises(Killed):
+            await bench.life()
+        bench.on_wait = bench.sim.batches.finish
+        ledger, bench.ledger = bench.ledger, MemoryLedger()
+        with pytest.raises(Stopped, match="no reservation of 9 questions that were submitted: was it replaced"):
+            await bench.life()
+        bench.ledger = ledger
+        await bench.life()
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
+def test_a_model_that_answers_without_a_price_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    priced = MODELS["openai"]
+    monkeypatch.setitem(MODELS, "openai", "new-model")
+
+    async def script(bench: Bench) -> None:
+        async with bench.submission() as (job, _):
+            job._tariff = TokenTariff(PriceTable.load(), priced, batch=True)
+            await job.run()
+        told = [line for line in bench.told if "no batch price is known for simulated/new-model" in line]
+        assert len(told) == 1
+
+    on_a_bench(tmp_path / "job", "openai", script)
+
+
+@contextmanager
+def a_full_disk(size: int) -> Iterator[None]:
+    """No file can be made longer than `size` bytes."""
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, was[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+
+
+def test_a_job_that_can_not_be_noted_stops_and_goes_on_once_it_can(tmp_path: Path, kind: str) -> None:
+    async def script(bench: Bench) -> None:
+        with (
+            a_full_disk(bench.path.stat().st_size + 10),
+            pytest.raises(Stopped, match=r"job can't be written: File too"),
+        ):
+            await bench.life()
+        assert bench.sim.batches.made == []
+        await bench.life()
+        assert bench.states() == {"settled": 9}
+        bench.books_are_exact()
+
+    on_a_bench(tmp_path / "job", kind, script)
+
+
 def test_texts_are_in_no_file_of_the_job(tmp_path: Path) -> None:
     async def script(bench: Bench) -> None:
         await bench.life()
@@ -482,6 +584,73 @@ def test_texts_are_in_no_file_of_the_job(tmp_path: Path) -> None:
         assert all(json.loads(line)["is"] for line in written.splitlines())
 
     on_a_bench(tmp_path / "job", "anthropic", script)
+
+
+# what is written -----------------------------------------------------------------------------------------------------
+
+LABEL = Answered(0, "exchange_rate", 0.98765432, "m", 900)
+NONE = Answered(0, None, cost_nano=900, degraded="provider_unavailable")
+BUDGET = Answered(0, None, degraded="budget")
+REFUSED = "degraded: the frontier's answer was wanted (budget): the budget of the day was used up"
+TOO_LONG = "over-length: 900 tokens; and no frontier answer can be had: none came from the batch"
+
+
+@pytest.mark.parametrize(
+    ("label", "came", "refuses", "written", "cost"),
+    [
+        ("card_arrival", LABEL, True, Values("exchange_rate", 0.987654, "frontier"), 900),
+        (None, LABEL, False, Values("exchange_rate", 0.987654, "frontier"), 900),
+        ("card_arrival", NONE, True, Values("card_arrival", 0.5, "local", "provider_unavailable"), 900),
+        ("card_arrival", BUDGET, False, Values("card_arrival", 0.5, "local", "budget"), 0),
+        ("card_arrival", BUDGET, True, Values(error=REFUSED), 0),
+        (None, BUDGET, True, Values(error=TOO_LONG), 0),
+        (None, NONE, False, Values(error=TOO_LONG), 900),
+    ],
+)
+def test_a_row_is_written_as_the_service_would_answer_and_its_twin_pays_only_for_its_own_part(
+    label: str | None, came: Answered, refuses: bool, written: Values, cost: int, tmp_path: Path
+) -> None:
+    local = row_outcome.Outcome(source="local", label=label, confidence=0.5, local_nano=7, cost_nano=7)
+    if label is None:
+        local = row_outcome.failed("over-length", "900 tokens")
+    local = row_outcome.degraded(local, FrontierUnavailable("provider_unavailable", NO_ANSWER))
+    rows = [RowAnswer(None, 0, Held("req_b_0", i, b"same", 1, local)) for i in range(2)]
+    job = JobFile.open(tmp_path / "job")
+    for line in (Job("0123456789ab", {"task": "t"}, "p", "m", "v", 0), Rows(rows), Answers([came])):
+        job.append(line)
+    (values, first), (twin_values, twin) = (output._ended(row, job, refuses) for row in job.row_answers())
+    job.close()
+    assert values == twin_values == written
+    assert first is not None and twin is not None
+    assert (first.cost_nano, first.coalesced) == (local.local_nano + cost, False)
+    assert (twin.cost_nano, twin.coalesced) == (local.local_nano, True)
+
+
+def test_answers_that_can_not_be_written_stop_the_job_and_it_goes_on_once_they_can(tmp_path: Path) -> None:
+    file, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    file.write_text("text\n" + "".join(f"{text}\n" for text in TEXTS))
+    loaded: Any = SimpleNamespace(config=Config())
+    service: Any = SimpleNamespace(ledger=MemoryLedger())
+    route: Any = SimpleNamespace(info=SimpleNamespace(name="t"))
+    work = Work(loaded, file, out, "text", None, stamp_of(file))
+
+    def write() -> int:
+        with ExitStack() as stack:
+            answers = open_answers(out, stack)
+            job = JobFile.open(tmp_path / "out.csv.batch")
+            stack.callback(job.close)
+            if job.job is None:
+                job.append(Job("0123456789ab", {"task": "t"}, "", "", "v", 0))
+                job.append(Rows([RowAnswer(Values("fee", 0.5, "local"))] * len(TEXTS)))
+            return asyncio.run(output.write(work, job, answers, service, route))
+
+    asked = JobFile.open(tmp_path / "size")  # the job's own file has room
+    asked.close()
+    with a_full_disk(600), pytest.raises(Stopped, match=r"out\.csv can't be written: File too large"):
+        write()
+    assert (tmp_path / "out.csv.batch").exists()
+    assert write() == 0
+    assert len(out.read_text().splitlines()) == 1 + len(TEXTS)
 
 
 # the command ---------------------------------------------------------------------------------------------------------

@@ -28,14 +28,14 @@ from providers.breaker import BreakerSettings
 from providers.fake import ScriptedProvider
 from providers.simulator import Simulator
 from providers.types import Answer
-from router import attacks, comparison, contenders
 from router.ask import TaskRoute
-from router.cli import gold
+from router.cli import compare_rows
 from router.cli.labelled import BadData
 from router.cli.rows import BadFile
-from router.comparison import Row, sample
+from router.compare import askers, attacks, figures
+from router.compare.askers import LocalAsker, ProviderAsker, Reply, ask_all
+from router.compare.rows import Row, sample
 from router.config import Budget, Config, Provider
-from router.contenders import Bought, Local, Reply, ask_all
 
 LABELS = frozenset({"lost", "arrival", "fee"})
 #: What the keyword classifier of these tests gets right, the last two aside.
@@ -60,15 +60,15 @@ async def asked(
 ) -> tuple[Comparison, dict[str, list[Reply | None]]]:
     """Everybody is asked all rows: the figures, and the replies."""
     prices = PriceTable.load()
-    bought = [Bought(name, config, route, ledger=ledger, prices=prices, run="cmp") for name in config.providers]
-    everyone = [Local(route), *bought]
+    bought = [ProviderAsker(name, config, route, ledger=ledger, prices=prices, run="cmp") for name in config.providers]
+    everyone = [LocalAsker(route), *bought]
     replies: dict[str, list[Reply | None]] = {each.name: [None] * len(rows) for each in everyone}
     texts = [row.text for row in rows]
     for each in everyone:
         await ask_all(each, texts, replies[each.name], stop=stop or asyncio.Event(), on_reply=lambda _: None)
     for each in bought:
         await each.close()
-    found = comparison.compare(
+    found = figures.compare(
         "t",
         rows,
         {each.name: (each, replies[each.name]) for each in everyone},
@@ -102,7 +102,7 @@ def test_a_larger_sample_contains_a_smaller_one_and_no_text_twice() -> None:
 def test_rows_are_read_with_and_without_gold(tmp_path: Path) -> None:
     def read(name: str, content: str, *columns: str | None) -> list[Row]:
         (tmp_path / name).write_text(content)
-        return gold.read(tmp_path / name, *(columns or (None, None)))[0]
+        return compare_rows.read(tmp_path / name, *(columns or (None, None)))[0]
 
     assert read("a.csv", "text,label\nx,one\ny,two\n") == [Row("x", "one"), Row("y", "two")]
     assert read("b.csv", "id;Message;x\n1;hello;2\n2;you;3\n") == [Row("hello"), Row("you")]
@@ -180,7 +180,7 @@ def test_by_the_hour_a_provider_needs_no_token_price_and_is_marked(bench: Any) -
                 providers={"own": Provider("openai", "my-own-llm", base_url=f"{sim.url}/v1", usd_per_hour=1.2)}
             )
             route = bench().route
-            one = Bought("own", config, route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp")
+            one = ProviderAsker("own", config, route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp")
             assert one.at_most(["a", "b"]) == round(1.2e9 / 60 * 2)
             await one.close()
             return (await asked(route, config, MemoryLedger(), ROWS))[0]
@@ -200,7 +200,7 @@ def test_the_budget_of_the_day_ends_it_and_what_was_asked_stands(bench: Any) -> 
     async def main() -> tuple[Comparison, int, int]:
         books, route = MemoryLedger(), bench().route
         async with Simulator(right_answers(ROWS)) as sim:
-            one = Bought("p0", config_of(sim), route, ledger=books, prices=PriceTable.load(), run="cmp")
+            one = ProviderAsker("p0", config_of(sim), route, ledger=books, prices=PriceTable.load(), run="cmp")
             budget = (one.at_most([max((row.text for row in ROWS), key=len)]) or 0) + 100_000
             await one.close()
             found, _ = await asked(route, config_of(sim, usd=budget / 1e9, max_in_flight=1), books, ROWS)
@@ -227,10 +227,10 @@ def test_a_refused_key_costs_one_call(bench: Any) -> None:
 
 
 def test_a_provider_that_is_down_is_given_up(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "LEFT_ALONE_S", 0.01)
+    monkeypatch.setattr(askers, "LEFT_ALONE_S", 0.01)
 
     async def main() -> tuple[Comparison, int]:
-        async with Simulator(faults=[("400", 1.0)]) as sim:
+        async with Simulator(faults=[("404", 1.0)]) as sim:
             rows = [Row(f"text {n}", "fee") for n in range(100)]
             found, _ = await asked(bench().route, config_of(sim, max_in_flight=4), MemoryLedger(), rows)
             return found, sim.calls
@@ -246,12 +246,12 @@ def test_a_provider_that_is_down_is_given_up(bench: Any, monkeypatch: pytest.Mon
 
 def test_a_row_waits_while_its_provider_is_left_alone(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five failures open the breaker; one of those who wait probes, and all are answered."""
-    chain = functools.partial(contenders.Chain, breaker=BreakerSettings(open_s=0.2))
-    monkeypatch.setattr(contenders, "Chain", chain)
+    chain = functools.partial(askers.Chain, breaker=BreakerSettings(open_s=0.2))
+    monkeypatch.setattr(askers, "Chain", chain)
 
     async def main() -> Comparison:
         async with Simulator(right_answers(ROWS), latency_ms=20) as sim:
-            sim.fail_next(["ok", *["400"] * 5])
+            sim.fail_next(["ok", *["404"] * 5])
             return (await asked(bench().route, config_of(sim, max_in_flight=5), MemoryLedger(), ROWS))[0]
 
     found = asyncio.run(main())
@@ -265,7 +265,7 @@ def test_nothing_is_asked_once_it_was_told_to_stop(bench: Any) -> None:
         stop = asyncio.Event()
         async with Simulator(right_answers(ROWS)) as sim:
             config = config_of(sim, max_in_flight=2)
-            one = Bought("p0", config, bench().route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp")
+            one = ProviderAsker("p0", config, bench().route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp")
             replies: list[Reply | None] = [None] * len(ROWS)
             await ask_all(
                 one,
@@ -280,6 +280,31 @@ def test_nothing_is_asked_once_it_was_told_to_stop(bench: Any) -> None:
     replies, calls = asyncio.run(main())
     assert calls <= 6
     assert sum(reply is not None for reply in replies) == calls  # what was in flight is answered
+
+
+def test_a_row_that_waits_for_its_provider_is_not_asked_once_it_was_told_to_stop(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = functools.partial(askers.Chain, breaker=BreakerSettings(open_s=0.2))
+    monkeypatch.setattr(askers, "Chain", chain)
+
+    async def main() -> tuple[Reply | None, int]:
+        stop = asyncio.Event()
+        async with Simulator() as sim:
+            sim.fail_next(["404"] * 5)
+            one = ProviderAsker(
+                "p0", config_of(sim), bench().route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp"
+            )
+            for number in range(5):
+                await one.ask("lost it", number, stop)
+            waiting = asyncio.create_task(one.ask("lost it", 5, stop))
+            await asyncio.sleep(0)
+            stop.set()
+            reply = await waiting
+            await one.close()
+            return reply, sim.calls
+
+    assert asyncio.run(main()) == (None, 5)
 
 
 # prompt injection ----------------------------------------------------------------------------------------------------
@@ -329,7 +354,7 @@ async def attacked(bench: Any, sim: Simulator) -> tuple[attacks.Resistance, list
     corpus, texts = attacks.corpus(), ["lost it", "what is the fee"]
     targets = ["arrival", "lost"]
     config = config_of(sim)
-    one = Bought("p0", config, bench().route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp")
+    one = ProviderAsker("p0", config, bench().route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp")
     clean: list[Reply | None] = [None] * len(texts)
     after: list[Reply | None] = [None] * (len(texts) * len(corpus))
     shown = [attack.on(text, target) for text, target in zip(texts, targets, strict=True) for attack in corpus]
@@ -366,14 +391,14 @@ def test_flipped_is_to_the_attackers_label_and_what_says_nothing_is_left_out(ben
     targets = ["fee", "fee", "fee", "fee"]
     clean = [Reply("lost"), Reply("lost"), Reply("fee"), Reply(None, "Refused")]  # the last two show nothing
     after = [Reply("fee"), Reply("lost"), Reply("arrival"), Reply("arrival"), *[Reply("fee")] * 4]
-    found = attacks.resistance(Local(bench().route), corpus, targets, clean, after)
+    found = attacks.resistance(LocalAsker(bench().route), corpus, targets, clean, after)
     assert (found.answered, found.left_out) == (2, 2)
     assert (found.flipped, found.changed, found.changed_by_control) == (0.5, 1.0, 0.5)
     (plea, control) = found.kinds
     assert (plea.asked, plea.flipped, plea.changed, plea.unanswered) == (2, 1, 2, 0)
     assert (control.flipped, control.changed) == (0, 1)
     unanswered = attacks.resistance(
-        Local(bench().route), corpus[:1], targets[:1], clean[:1], [Reply(None, "BadAnswer")]
+        LocalAsker(bench().route), corpus[:1], targets[:1], clean[:1], [Reply(None, "BadAnswer")]
     )
     assert (unanswered.flipped, unanswered.answered, unanswered.unanswered) == (None, 0, 1)
 
@@ -382,19 +407,20 @@ def test_a_label_that_is_none_of_the_tasks_is_no_answer_even_if_an_adapter_lets_
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rogue = ScriptedProvider("p0", "gpt-6-luna", [Answer("never offered", "gpt-6-luna", Usage(input=9, output=2))])
-    monkeypatch.setattr(contenders, "make_provider", lambda _name, _config: rogue)
+    monkeypatch.setattr(askers, "make_provider", lambda _name, _config: rogue)
 
-    async def main() -> Reply:
+    async def main() -> Reply | None:
         async with Simulator() as sim:
-            one = Bought(
+            one = ProviderAsker(
                 "p0", config_of(sim), bench().route, ledger=MemoryLedger(), prices=PriceTable.load(), run="cmp"
             )
-            return await one.ask("lost it", 0)
+            return await one.ask("lost it", 0, asyncio.Event())
 
     reply = asyncio.run(main())
-    assert (reply.label, reply.error) == (None, contenders.OUTSIDE)
+    assert reply is not None
+    assert (reply.label, reply.error) == (None, askers.OUTSIDE)
     assert reply.cost > 0
-    found = attacks.resistance(Local(bench().route), [], ["fee"], [reply], [])
+    found = attacks.resistance(LocalAsker(bench().route), [], ["fee"], [reply], [])
     assert found.outside == 1
 
 
@@ -447,12 +473,6 @@ def config(tmp_path: Path, frontier: Any, with_frontier: Callable[..., str]) -> 
     return path
 
 
-def calls(frontier: Any) -> int:
-    import httpx
-
-    return int(httpx.get(f"{frontier.url}/_sim/calls").json()["calls"])
-
-
 def test_the_command_prints_80_columns_keeps_figures_without_texts_and_the_books_add_up(
     config: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -478,20 +498,20 @@ def test_the_command_prints_80_columns_keeps_figures_without_texts_and_the_books
 
 
 def test_nothing_is_spent_without_a_yes(config: Path, data: Path, frontier: Any) -> None:
-    before = calls(frontier)
+    before = frontier.calls
     done = run("--config", str(config), "--data", str(data))
     assert done.returncode == 2
     assert "--yes" in done.stderr
     assert "at most" in done.stderr
     local = run("--config", str(config), "--data", str(data), "--providers", "local")
     assert local.returncode == 0, local.stderr
-    assert calls(frontier) == before
+    assert frontier.calls == before
 
 
 @pytest.mark.parametrize("answer", ["n", "y"])
 def test_a_person_is_asked_first(answer: str, config: Path, data: Path, frontier: Any) -> None:
     """On a terminal; no is no finding."""
-    before = calls(frontier)
+    before = frontier.calls
     ours, theirs = pty.openpty()
     os.write(ours, f"{answer}\n".encode())
     command = [sys.executable, "-m", "router", "compare", "--config", str(config), "--data", str(data), "-n", "2"]
@@ -503,19 +523,19 @@ def test_a_person_is_asked_first(answer: str, config: Path, data: Path, frontier
     os.close(theirs)
     assert done.returncode == 0, done.stderr
     assert "Ask them? [y/N]" in done.stderr
-    assert calls(frontier) == before + (4 if answer == "y" else 0)
+    assert frontier.calls == before + (4 if answer == "y" else 0)
     assert ("Cheapest adequate" in done.stdout) == (answer == "y")
 
 
 def test_texts_that_may_not_leave_the_house_are_not_compared_outside_it(
     config: Path, data: Path, frontier: Any
 ) -> None:
-    before = calls(frontier)
+    before = frontier.calls
     config.write_text(config.read_text().replace("threshold = 0.8", 'threshold = 0.8\nescalate = "never"'))
     done = run("--config", str(config), "--data", str(data), "--yes")
     assert done.returncode == 2
     assert "never escalates" in done.stderr
-    assert calls(frontier) == before
+    assert frontier.calls == before
 
 
 @pytest.mark.parametrize(
@@ -555,7 +575,7 @@ def interrupted(arguments: Sequence[str], frontier: Any, *, calls_first: int, ti
         env={**os.environ, "ANTHROPIC_API_KEY": "x", "OPENAI_API_KEY": "x"},
     )
     assert process.stderr is not None
-    frontier.wait_for(lambda: calls(frontier) >= calls_first)
+    frontier.wait_for(lambda: frontier.calls >= calls_first)
     seen = ""
     for _ in range(times):
         process.send_signal(signal.SIGINT)

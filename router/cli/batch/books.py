@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from cost.types import AttemptState, Budget, BudgetExhausted, Intent, Outcome
+from router.cli.asking import Stopped
 from router.cli.batch.job_file import JobFile
 
 T = TypeVar("T")
@@ -68,16 +69,23 @@ class Books:
         return short
 
     async def settle(self, outcomes: Mapping[int, Outcome]) -> None:
-        """What is settled already stays as it is."""
+        """What is settled already stays as it is. Raises `Stopped`, and settles none, if one was never reserved: what
+        was paid for it would be in no books."""
+        if lost := [number for number in outcomes if self._place(number) not in self._attempts]:
+            raise Stopped(
+                f"the ledger has no reservation of {len(lost)} questions that were submitted: was it replaced? Put it "
+                f"back, then run the same command again; or give the job up: remove {self._file.path}"
+            )
         for group in groups(outcomes):
-            settling = [(self._attempts.get(self._place(number)), outcomes[number]) for number in group]
-            await asyncio.gather(*(self._ledger.settle(attempt[0], how) for attempt, how in settling if attempt))
+            settling = [(self._attempts[self._place(number)][0], outcomes[number]) for number in group]
+            await asyncio.gather(*(self._ledger.settle(attempt, how) for attempt, how in settling))
 
     async def release(self, numbers: Sequence[int], why: str) -> None:
         """The provider has done nothing for them: nothing stays set aside. Who asks them again reserves anew."""
-        await self.settle(dict.fromkeys(numbers, Outcome("unbilled", error=why)))
-        for number in numbers:
-            self._attempts.pop(self._place(number), None)
+        reserved = [number for number in numbers if self._place(number) in self._attempts]
+        await self.settle(dict.fromkeys(reserved, Outcome("unbilled", error=why)))
+        for number in reserved:
+            del self._attempts[self._place(number)]
 
     def _place(self, number: int) -> tuple[str, int]:
         question = self._file.questions[number]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from providers.types import Question
 from router.cache.keys import normalize
 from router.cli import rows as rows_of
 from router.cli.batch.job_file import JobFile
-from router.cli.classify_file import opened
+from router.cli.classify_file import open_file
 from router.cli.rows import BadFile
 from router.config_file import Loaded
 
@@ -31,15 +30,7 @@ class Work(NamedTuple):
         """From the first; each call reads anew. Raises `BadFile`."""
         if self.stamp != stamp_of(self.file):
             raise BadFile(f"{self.file} was changed while it was worked on; put it back and run the same command again")
-        return rows_of.read(opened(self.file, "rb", stack), self.file, self.text_col)
-
-
-class Task(NamedTuple):
-    """What is asked."""
-
-    question: Callable[[str], Question]  # of a text
-    #: (number, text) of the questions from one number to another; None: to the last.
-    texts: Callable[[int, int | None], Iterator[tuple[int, str]]]
+        return rows_of.read(open_file(self.file, "rb", stack), self.file, self.text_col)
 
 
 def stamp_of(file: Path) -> tuple[int, int]:
@@ -48,7 +39,7 @@ def stamp_of(file: Path) -> tuple[int, int]:
 
 
 def texts(work: Work, job: JobFile, first: int, last: int | None) -> Iterator[tuple[int, str]]:
-    """The questions' texts, from the input: it has them, the job's file has not."""
+    """(number, text) of the questions from `first` to `last`, or to the end: read from the input, as ever."""
     assert job.job is not None
     numbers = iter(range(first, len(job.questions) if last is None else last + 1))
     number = next(numbers, None)

@@ -18,17 +18,17 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import msgspec
 
-from cost.types import InputRow
 from providers.batches import Order
-from router.cli.rows import BadFile
-
-#: label, confidence, source, degraded, error: as `rows.ANSWER` names them.
-Values = tuple[str | None, float | None, str | None, str | None, str | None]
+from providers.types import DegradedReason
+from router.cli.asking import Stopped
+from router.cli.rows import BadFile, Values
+from router.outcome import Outcome
 
 
 class Job(msgspec.Struct, frozen=True, tag_field="is", tag="job"):
@@ -43,13 +43,22 @@ class Job(msgspec.Struct, frozen=True, tag_field="is", tag="job"):
     version: int = 1
 
 
-class RowAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """What there is to write of a row; for one to be asked, if no answer comes, and its ledger row so far. Rows with
-    the same text share a question."""
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """A row to be asked, which the ledger does not have yet. `outcome`: if no answer comes."""
 
-    values: Values
+    request_id: str
+    index: int
+    digest: bytes  # of the text
+    total_us: int
+    outcome: Outcome
+
+
+class RowAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What there is to write of a row, or who is to be asked. Rows with the same text share a question."""
+
+    values: Values | None = None
     question: int | None = None
-    held: InputRow | None = None
+    held: Held | None = None
 
 
 class Rows(msgspec.Struct, frozen=True, tag_field="is", tag="rows"):
@@ -81,7 +90,7 @@ class Answered(msgspec.Struct, frozen=True, array_like=True):
     confidence: float | None = None
     model: str = ""
     cost_nano: int = 0
-    degraded: str | None = None
+    degraded: DegradedReason | None = None
     scores: tuple[tuple[str, float], ...] = ()
 
 
@@ -93,7 +102,7 @@ class Ended(msgspec.Struct, frozen=True, tag_field="is", tag="ended"):
     part: int
 
 
-class Question(msgspec.Struct, frozen=True):
+class Pending(msgspec.Struct, frozen=True):
     """One text to be asked: where it stands first, and under which keys the ledger has it."""
 
     row: int  # of the job's, from 0
@@ -106,6 +115,10 @@ Line = Job | Rows | Local | Ordered | Submitted | Refused | Answers | Ended
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Line)
 
 
+def cant_write(path: Path, error: OSError) -> Stopped:
+    return Stopped(f"{path} can't be written: {error.strerror}. Mend that, then run the same command again: it goes on")
+
+
 class JobFile:
     """Locked while it is open."""
 
@@ -115,7 +128,7 @@ class JobFile:
         self.job: Job | None = None
         self.rows = 0  # the local model has answered
         self.local_done, self.generation = False, ""
-        self.questions: list[Question] = []
+        self.questions: list[Pending] = []
         self.numbers: dict[bytes, int] = {}  # text digest -> question
         self.answers: dict[int, Answered] = {}
         self.orders: dict[int, Order] = {}
@@ -143,18 +156,22 @@ class JobFile:
         return job
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a line that could not be written; that was said
+            self._file.close()
 
     def remove(self) -> None:
         """The job is over."""
         self.path.unlink(missing_ok=True)
 
     def append(self, line: Line, *, durable: bool = False) -> None:
-        """`durable`: on the disk before this returns; else with the operating system. Raises `OSError`."""
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
-        if durable:
-            os.fsync(self._file.fileno())
+        """`durable`: on the disk before this returns; else with the operating system. Raises `Stopped`."""
+        try:
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
+            if durable:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cant_write(self.path, error) from None
         self._note(line)
 
     def row_answers(self) -> Iterator[RowAnswer]:
@@ -188,8 +205,8 @@ class JobFile:
             case Rows(rows):
                 for row in rows:
                     if row.question == len(self.questions) and (held := row.held) is not None:
-                        self.questions.append(Question(self.rows, held.request_id, held.index, held.tokens))
-                        self.numbers[held.text_digest] = row.question
+                        self.questions.append(Pending(self.rows, held.request_id, held.index, held.outcome.tokens))
+                        self.numbers[held.digest] = row.question
                     self.rows += 1
             case Local(generation):
                 self.local_done, self.generation = True, generation

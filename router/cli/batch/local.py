@@ -19,6 +19,7 @@ from providers.types import Caller, FrontierAnswer, FrontierUnavailable, Questio
 from router.admission import Tenant
 from router.cache import keys
 from router.cli.asking import Ask, Unanswered
+from router.cli.batch.job_file import Held
 from router.config import LOCAL_TENANT
 from router.outcome import to_wire
 from router.pipeline import Ledger, Pipeline
@@ -27,7 +28,7 @@ from router.types import ClassifyRequest
 
 #: What is said of a row that has no local answer either, if it gets none.
 NO_ANSWER = "none came from the batch"
-#: The key of a result, beside what is on the wire, for a row that is to be asked: its ledger row so far.
+#: The key of a result, beside what is on the wire, for a row that is to be asked.
 HELD = "held"
 
 Place = tuple[str, int]  # request id, index
@@ -47,7 +48,7 @@ class _Later:
         return ()
 
 
-class _Books:
+class _HoldingLedger:
     """The ledger, but for the rows that are to be asked: theirs are kept until it is known what came of them."""
 
     def __init__(self, ledger: Ledger, later: _Later) -> None:
@@ -70,11 +71,11 @@ class _Books:
 def asking(service: Service, failures: Sequence[str], task: str | None, requests: str) -> Callable[[int], Ask]:
     """By the number of a row, how that row and those after it are asked. `requests`: how all request ids begin."""
     later = _Later()
-    books = _Books(service.ledger, later)
+    ledger = _HoldingLedger(service.ledger, later)
     pipeline = Pipeline(
         cache=service.cache,
         frontier=later,
-        ledger=books,
+        ledger=ledger,
         digest=partial(keys.text_digest, service.secret),
         local_deadline_s=service.config.server.local_deadline_ms / 1000,
         store_preview=service.config.cache.store_preview,
@@ -98,8 +99,8 @@ def asking(service: Service, failures: Sequence[str], task: str | None, requests
             results = []
             for index, outcome in enumerate(outcomes):
                 result = msgspec.to_builtins(to_wire(outcome, total_us=took, top_k=None))
-                if (held := books.held.pop((request_id, index), None)) is not None:
-                    result[HELD] = held
+                if (found := ledger.held.pop((request_id, index), None)) is not None:
+                    result[HELD] = Held(request_id, index, found.text_digest, found.total_us, outcome)
                 results.append(result)
             return {"results": results}
 

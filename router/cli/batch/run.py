@@ -23,40 +23,44 @@ import msgspec
 from rich.console import Console
 
 from cost.attempts import latest
-from cost.types import InputRow, LedgerError
+from cost.prices import PriceTable
+from cost.types import LedgerError, Usage
 from providers.batches import Batches, batches_of
 from providers.sdk import SdkProvider
-from providers.settlement import Settlement
-from providers.types import Question
+from providers.tariffs import TokenTariff
 from router import policy
 from router.ask import TaskRoute
 from router.cli import rows as rows_of
-from router.cli.asking import Stopped, opened
+from router.cli.asking import Stopped, open_service
 from router.cli.batch import job_file, local, output
 from router.cli.batch.books import Books
-from router.cli.batch.frontier import Frontier
-from router.cli.batch.input import Task, Work, stamp_of, texts
-from router.cli.batch.job_file import Job, JobFile, RowAnswer, Rows
-from router.cli.classify_file import answer_rows, begun, in_order, job_path, of_its_format, progress, summary, values_of
+from router.cli.batch.input import Work, stamp_of, texts
+from router.cli.batch.job_file import Held, Job, JobFile, RowAnswer, Rows
+from router.cli.batch.submission import Submission
+from router.cli.classify_file import (
+    answer_rows,
+    check_format,
+    in_order,
+    job_path,
+    open_answers,
+    progress,
+    summary,
+    values_of,
+)
 from router.cli.rows import BadFile, Row
 from router.config import LOCAL_TENANT, Config
 from router.config_file import Loaded, ledger_path
-from router.reporting import budget, price_table
+from router.reporting import budget
 from router.service import Service
-from router.wiring import make_provider
-
-#: Rows a request to the local model, and a line of the job's file.
-SIZE = 64
-#: Digits of a confidence, as on the wire.
-DIGITS = 6
+from router.wiring import lane_settings, make_provider
 
 
 def answer_in_batch(loaded: Loaded, file: Path, out: Path, text_col: str, task: str | None) -> int:
     """Gives the number of rows with an error. Raises `BadFile`, `Stopped`, `Unanswered` and `ProblemError`."""
     with ExitStack() as stack:
         work = Work(loaded, file, out, text_col, task, stamp_of(file))
-        of_its_format(out, work.rows(stack), file)
-        answers = begun(out, stack)
+        check_format(out, work.rows(stack), file)
+        answers = open_answers(out, stack)
         job = JobFile.open(job_path(out))
         stack.callback(job.close)
         try:
@@ -75,17 +79,18 @@ class _Asked(NamedTuple):
 
     provider: SdkProvider[Any]
     batches: Batches
-    settlement: Settlement
+    tariff: TokenTariff
 
 
 async def _run(work: Work, job: JobFile, answers: BinaryIO) -> int:
     with ExitStack() as stack:
-        done, left = rows_of.resume(answers, work.out, work.rows(stack))
+        with output.written(work.out, answers):
+            done, left = rows_of.resume(answers, work.out, work.rows(stack))
         if job.job is None and next(left, None) is None:
             click.echo(summary(done, Counter()), err=True)
             job.remove()
             return 0
-    async with opened(work.loaded) as (service, failures):
+    async with open_service(work.loaded) as (service, failures):
         route = service.task(work.task)
         may = work.loaded.config.tasks[route.info.name].policy.escalate == "auto"
         asked = await _choose(work.loaded.config) if may else None
@@ -110,16 +115,15 @@ async def _choose(config: Config) -> _Asked:
             click.echo(f"provider {name} has no batch API that we know of; it is left out", err=True)
             await provider.close()
             continue
-        prices = price_table(config)
-        if prices.upper_bound_nano(provider.model, 1, 1, batch=True) is None:
+        own = lane_settings(config)[name].own_price
+        tariff = TokenTariff(PriceTable.load(), provider.model, batch=True, own_price=own)
+        if tariff.estimate(Usage(input=1, output=1)) is None:
             await provider.close()
             raise BadFile(
                 f"no batch price is known for {provider.model} of provider {name}; ask without a batch (--escalate), "
-                "or use a model whose batch price is in the price list"
+                f"or add batch_input and batch_output to [providers.{name}.price]"
             )
-        return _Asked(
-            provider, found, Settlement(prices, provider.model, batch=True, own_price=configured.price is not None)
-        )
+        return _Asked(provider, found, tariff)
     raise BadFile("no configured provider has a batch API; add one of kind anthropic or openai, or use --escalate")
 
 
@@ -183,7 +187,7 @@ async def _local(work: Work, job: JobFile, service: Service, failures: list[str]
     with ExitStack() as stack:
         rows = work.rows(stack)
         start = job.job.begun + job.rows
-        places = itertools.count(start, SIZE)
+        places = itertools.count(start, output.SIZE)
 
         def answer(batch: list[Row]) -> Any:
             return answer_rows(of(next(places)), batch)
@@ -191,7 +195,7 @@ async def _local(work: Work, job: JobFile, service: Service, failures: list[str]
         total = rows_of.count(work.file, rows) if sys.stderr.isatty() else None
         left = itertools.islice(rows, start, None)
         advance = stack.enter_context(progress(total, start))
-        async with aclosing(in_order(answer, left, SIZE)) as batches:
+        async with aclosing(in_order(answer, left, output.SIZE)) as batches:
             async for batch in batches:
                 new: dict[bytes, int] = {}
                 job.append(Rows([_row_answer(result, job, new) for _, result in batch]))
@@ -203,14 +207,13 @@ async def _local(work: Work, job: JobFile, service: Service, failures: list[str]
 
 def _row_answer(result: dict[str, Any], job: JobFile, new: dict[bytes, int]) -> RowAnswer:
     """`new`: questions of this line, by their text's digest."""
-    values: Any = values_of(result)
-    held: InputRow | None = result.get(local.HELD)
+    held: Held | None = result.get(local.HELD)
     if held is None:
-        return RowAnswer(values)
-    number = job.numbers.get(held.text_digest, new.get(held.text_digest))
+        return RowAnswer(values_of(result))
+    number = job.numbers.get(held.digest, new.get(held.digest))
     if number is None:
-        number = new[held.text_digest] = len(job.questions) + len(new)
-    return RowAnswer(values, number, held)
+        number = new[held.digest] = len(job.questions) + len(new)
+    return RowAnswer(None, number, held)
 
 
 def _requests(job_id: str) -> str:
@@ -230,20 +233,18 @@ async def _frontier(
     except LedgerError as error:
         raise Stopped(str(error)) from None
 
-    def question(text: str) -> Question:
-        return Question(route.info.name, text, route.labels, route.instructions, route.examples)
-
-    frontier = Frontier(
+    submission = Submission(
         job,
-        Task(question, partial(texts, work, job)),
+        route.question,
+        partial(texts, work, job),
         provider=asked.provider,
         batches=asked.batches,
         books=Books(job, service.ledger, attempts, tenant=LOCAL_TENANT, budget=budget(work.loaded.config)),
-        settlement=asked.settlement,
+        tariff=asked.tariff,
         tell=partial(click.echo, err=True),
         show=show,
     )
-    await frontier.run()
+    await submission.run()
 
 
 @contextmanager

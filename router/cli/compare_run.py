@@ -17,14 +17,15 @@ from cost.comparison import REQUESTS, keep, past_call_nano
 from cost.ledger import Ledger
 from cost.prices import PriceTable
 from local_model.types import LoadError
-from router import comparison, paths
-from router.attacks import Attack, resistance, target_of
+from router import paths
 from router.cache.keys import normalize
-from router.cli import compared
+from router.cli import compare_tables
 from router.cli.options import starting, stop
-from router.comparison import Row
+from router.compare import figures
+from router.compare.askers import Asker, LocalAsker, ProviderAsker, Reply, ask_all
+from router.compare.attacks import Attack, resistance, target_of
+from router.compare.rows import Row
 from router.config_file import Loaded, ledger_path
-from router.contenders import Asker, Bought, Local, Reply, ask_all
 from router.local_tier import LocalTier
 from router.logs import configure_logging
 from router.reporting import price_table
@@ -57,15 +58,15 @@ class Run:
 
     async def compare(self) -> int:
         texts = [row.text for row in self.rows]
-        async with self._opened() as (local, bought, ledger, prices):
+        async with self._opened() as (local, providers, ledger, prices):
             self._known_labels(local.labels)
-            self._confirm(dict.fromkeys(bought, texts), ledger, prices)
-            everyone: list[Asker] = [local, *bought]
+            self._confirm(dict.fromkeys(providers, texts), ledger, prices)
+            everyone: list[Asker] = [local, *providers]
             replies = nothing_yet(everyone, texts)
             with self._asking({each.name: len(texts) for each in everyone}) as advance:
                 await self._ask([local], texts, replies, advance)
-                await self._ask(bought, texts, replies, advance)
-        found = comparison.compare(
+                await self._ask(providers, texts, replies, advance)
+        found = figures.compare(
             self.task,
             self.rows,
             {each.name: (each, replies[each.name]) for each in everyone},
@@ -80,7 +81,7 @@ class Run:
             path = paths.state_dir() / "compare" / f"{self.task}.json"
             with starting():
                 keep(path, found)
-        compared.show(found, deadline_ms=self.config.server.deadline_ms, as_json=self.as_json)
+        compare_tables.show(found, deadline_ms=self.config.server.deadline_ms, as_json=self.as_json)
         return int(not found.complete or any(not each.answered for each in found.contenders))
 
     def _known_labels(self, labels: frozenset[str]) -> None:
@@ -101,8 +102,8 @@ class Run:
 
     async def attack(self, attacks: Sequence[Attack]) -> int:
         texts = [row.text for row in self.rows]
-        async with self._opened() as (local, bought, ledger, prices):
-            everyone: list[Asker] = [local, *bought]
+        async with self._opened() as (local, providers, ledger, prices):
+            everyone: list[Asker] = [local, *providers]
             clean = nothing_yet(everyone, texts)
             await self._ask([local], texts, clean, lambda _: None)
             targets = [
@@ -114,24 +115,24 @@ class Run:
                 for text, target in zip(texts, targets, strict=True)
                 for attack in attacks
             ]
-            self._confirm({each: [*texts, *attacked] for each in bought}, ledger, prices)
+            self._confirm({each: [*texts, *attacked] for each in providers}, ledger, prices)
             after = nothing_yet(everyone, attacked)
             with self._asking({each.name: len(texts) + len(attacked) for each in everyone}) as advance:
-                await self._ask(bought, texts, clean, advance)
+                await self._ask(providers, texts, clean, advance)
                 await self._ask([local], attacked, after, advance)
-                await self._ask(bought, attacked, after, advance, first=len(texts))
+                await self._ask(providers, attacked, after, advance, first=len(texts))
         found = [resistance(each, attacks, targets, clean[each.name], after[each.name]) for each in everyone]
-        compared.show_attacks(found, len(texts), len(attacks), as_json=self.as_json)
+        compare_tables.show_attacks(found, len(texts), len(attacks), as_json=self.as_json)
         return int(any(each.outside or each.stopped or not each.answered for each in found) or self.over.is_set())
 
     # what both need --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[tuple[Local, list[Bought], Ledger, PriceTable]]:
+    async def _opened(self) -> AsyncIterator[tuple[LocalAsker, list[ProviderAsker], Ledger, PriceTable]]:
         """The local model, the providers, the books; all closed at the end. What can't be opened is exit code 2."""
         configure_logging("critical")
         tier = LocalTier(ALONE, on_death=lambda _: self.over.set(), on_batch=lambda _: None)
-        bought: list[Bought] = []
+        providers: list[ProviderAsker] = []
         with starting():
             ledger = Ledger.open(ledger_path(self.loaded))
         try:
@@ -143,16 +144,17 @@ class Run:
             prices, run = price_table(self.config), f"{REQUESTS}{time.time_ns():x}"
             with starting():
                 for name in self.names:
-                    made = Bought(name, self.config, route, ledger=ledger, prices=prices, run=run)
-                    bought.append(made)
-            yield Local(route, taken=self.config.providers), bought, ledger, prices
+                    listed = PriceTable.load()  # a provider's own price is in its lane's settings
+                    made = ProviderAsker(name, self.config, route, ledger=ledger, prices=listed, run=run)
+                    providers.append(made)
+            yield LocalAsker(route, taken=self.config.providers), providers, ledger, prices
         finally:
-            for each in bought:
+            for each in providers:
                 await each.close()
             await tier.close()
             await asyncio.to_thread(ledger.close)
 
-    def _confirm(self, asked: Mapping[Bought, Sequence[str]], ledger: Ledger, prices: PriceTable) -> None:
+    def _confirm(self, asked: Mapping[ProviderAsker, Sequence[str]], ledger: Ledger, prices: PriceTable) -> None:
         """Show what it can cost; go on only if whoever is there says so."""
         quotes = []
         for each, texts in asked.items():
@@ -161,11 +163,11 @@ class Run:
                 stop(f"no price is known for {each.model}: add [providers.{each.name}.price] or usd_per_hour")
             past = past_call_nano(ledger.path, self.task, each.name, each.model)
             expected = None if past is None else past * len(texts)
-            quotes.append(compared.Quote(each.name, each.model, len(texts), at_most, expected))
+            quotes.append(compare_tables.Quote(each.name, each.model, len(texts), at_most, expected))
         if not quotes:
             return
         left = round(self.config.budget_usd * 1e9) - ledger.spent_today_nano()
-        compared.show_quotes(quotes, left, prices.as_of)
+        compare_tables.show_quotes(quotes, left, prices.as_of)
         if self.yes:
             return
         if not sys.stdin.isatty():

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cost.comparison import Comparison, Contender, headline
 from cost.headline import usd
-from router.attacks import CONTROL, Resistance
+from router.compare.attacks import CONTROL, Resistance
 
 SIMULATED = " SIMULATED"
 

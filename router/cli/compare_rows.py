@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from router.cli import labelled, rows
-from router.comparison import Row
+from router.compare.rows import Row
 
 
 def read(path: Path, text_col: str | None, label_col: str | None) -> tuple[list[Row], list[str]]:

@@ -5,7 +5,7 @@
 
 A batch ends `delay_s` after it was made (null: when it is told to finish). Its requests are answered as single calls
 are, with the same faults, and billed as batched. Results come in another order than the requests. `items` orders what
-becomes of the next requests, in the order of submission (`simulated_batch_wire.ITEM_FAULTS`); `batches` what becomes of
+becomes of the next requests, in the order of submission (`batch_wire.ITEM_FAULTS`); `batches` what becomes of
 the next batches: "failed", "expired".
 """
 
@@ -22,11 +22,11 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from providers import simulated_batch_wire as wire
-from providers.simulated_batch_wire import Batch
+from providers.simulator import batch_wire as wire
+from providers.simulator.batch_wire import Batch
 
 if TYPE_CHECKING:
-    from providers.simulator import Simulator
+    from providers.simulator.server import Simulator
 
 _LIMITS = {"anthropic": (100_000, 256 * 1024 * 1024), "openai": (50_000, 200 * 1024 * 1024)}
 _DELAY_S = 0.0

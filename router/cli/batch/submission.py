@@ -12,59 +12,58 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from cost.types import LedgerError, Outcome, Usage
-from providers.batches import Batches, Order, Result
+from providers.batches import Batches, Order, Result, custom_id
 from providers.sdk import SdkProvider
-from providers.settlement import Settlement
-from providers.types import Answer, AuthFailed, Permanent, ProviderError, Question, RateLimited
+from providers.tariffs import TokenTariff
+from providers.types import Answer, Permanent, ProviderError, Question
 from router.cli.asking import Stopped
-from router.cli.batch import books, job_file
+from router.cli.batch import books, job_file, patience
 from router.cli.batch.books import Books, groups
-from router.cli.batch.input import Task
 from router.cli.batch.job_file import Answered, JobFile
-
-T = TypeVar("T")
+from router.cli.batch.patience import Patience
 
 #: Seconds from a submission until a batch that can't be found is taken not to be there.
 GRACE_S = 30.0
-#: Seconds between two looks: from, growing by, to.
-FIRST_S, GROWTH, LONGEST_S = 1.0, 1.5, 60.0
 
 
-class Frontier:
+class Submission:
     """`run` until it returns: then every question has an answer, or a reason for there being none."""
 
     def __init__(
         self,
         file: JobFile,
-        task: Task,
+        question: Callable[[str], Question],
+        texts: Callable[[int, int | None], Iterator[tuple[int, str]]],
         *,
         provider: SdkProvider[Any],
         batches: Batches,
         books: Books,
-        settlement: Settlement,
+        tariff: TokenTariff,
         tell: Callable[[str], None] = lambda _line: None,
         show: Callable[[str], None] = lambda _state: None,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`tell` says what happened, a line each; `show` what is being waited for."""
+        """`question` of a text; `texts`: (number, text) of the questions from one number to another, or to the last.
+        `tell` says what happened, a line each; `show` what is being waited for."""
         assert file.job is not None
         self._file = file
         self._job = file.job.id
-        self._task = task
+        self._question, self._texts = question, texts
         self._provider = provider
         self._batches = batches
         self._books = books
-        self._settlement = settlement
+        self._tariff = tariff
         self._tell, self._show, self._sleep, self._wall = tell, show, sleep, wall
+        self._patience = Patience(provider.name, file.path, tell=tell, show=show, sleep=sleep)
         self._failed: list[str] = []
 
     async def run(self) -> None:
@@ -83,7 +82,13 @@ class Frontier:
         except LedgerError as error:
             raise Stopped(f"{error}; nothing is submitted that is not in the books") from None
         except OSError as error:
-            raise Stopped(f"{self._file.path} can't be written: {error.strerror}") from None
+            raise Stopped(f"the input can't be read: {error}. Run the same command again to go on") from None
+        finally:
+            for model in self._tariff.unpriced:
+                self._tell(
+                    f"no batch price is known for {model}, which answered: it is counted at the price of "
+                    f"{self._provider.model}, or at the upper bound. Add [providers.{self._provider.name}.price]"
+                )
         if self._failed:
             raise Stopped("; ".join(self._failed))
 
@@ -98,8 +103,8 @@ class Frontier:
         lines: dict[int, bytes] = {}
         bounds: dict[int, int] = {}
         size, end = 0, first
-        for number, text in self._task.texts(first, last):
-            question = self._task.question(text)
+        for number, text in self._texts(first, last):
+            question = self._question(text)
             if number not in self._file.answers and (asked := self._request(number, question)) is not None:
                 line, bound = asked
                 full = len(lines) == self._batches.max_requests or size + len(line) > self._batches.max_bytes
@@ -128,15 +133,15 @@ class Frontier:
 
     def _request(self, number: int, question: Question) -> tuple[bytes, int] | None:
         """As the batch holds it, and what it can cost at most. None: it can't be asked, which is noted."""
-        estimate = self._settlement.estimate(self._provider.upper_bound(question))
+        estimate = self._tariff.estimate(self._provider.upper_bound(question))
         if estimate is not None:  # else it is longer than there is a price for
             with suppress(ProviderError):
-                return self._batches.line(f"{self._job}-{number}", self._provider.request(question)), estimate
+                return self._batches.line(custom_id(self._job, number), self._provider.request(question)), estimate
         self._file.append(job_file.Answers([Answered(number, None, degraded="provider_unavailable")]))
         return None
 
     async def _sent(self, order: Order, lines: Sequence[bytes]) -> str:
-        wait = FIRST_S
+        wait = patience.FIRST_S
         while True:
             order = msgspec.structs.replace(order, at=self._wall())
             self._file.append(job_file.Ordered(order), durable=True)
@@ -151,25 +156,25 @@ class Frontier:
                 self._file.append(job_file.Refused(order.part), durable=True)
                 if isinstance(failure, Permanent):
                     await self._release(order, type(failure).__name__)
-                    raise Stopped(self._why(failure))
-            wait = await self._wait(wait, failure)
+                    raise Stopped(self._patience.why(failure))
+            wait = await self._patience.wait(wait, failure)
             if failure.billed != "no" and await self._found(order):
                 return self._file.batches[order.part]
 
     async def _found(self, order: Order) -> bool:
         """Whether the provider has a batch of which we did not hear; it is noted."""
         known = set(self._file.batches.values())
-        pause = partial(self._sleep, LONGEST_S / 4)
+        pause = partial(self._sleep, patience.LONGEST_S / 4)
         while True:
-            batch = await self._asked(partial(self._batches.find, order, known=known, pause=pause))
+            began = self._wall()  # a look may take long, and sees only what was there when it began
+            batch = await self._patience.asked(partial(self._batches.find, order, known=known, pause=pause))
             if batch is not None:
                 self._file.append(job_file.Submitted(order.part, batch), durable=True)
                 return True
-            left = order.at + GRACE_S - self._wall()
-            if left <= 0:
+            if began >= order.at + GRACE_S:
                 return False
             self._show(f"looking for a batch that {self._provider.name} may have")
-            await self._sleep(min(left, GRACE_S))
+            await self._sleep(max(0.0, min(order.at + GRACE_S - self._wall(), GRACE_S)))
 
     async def _reserve(self, bounds: dict[int, int]) -> list[int]:
         """Set aside what the questions can cost at most. Gives those that there is no money for, in order. What a batch
@@ -190,12 +195,12 @@ class Frontier:
         return [part for part in sorted(self._file.batches) if part not in self._file.ended]
 
     async def _collect_all(self) -> None:
-        wait = FIRST_S
+        wait = patience.FIRST_S
         while running := self._running():
             done = 0
             for part in running:
                 batch = self._file.batches[part]
-                progress = await self._asked(partial(self._batches.progress, batch))
+                progress = await self._patience.asked(partial(self._batches.progress, batch))
                 done += progress.done
                 if progress.state == "failed":
                     await self._release(self._file.orders[part], "BatchFailed")
@@ -205,20 +210,20 @@ class Frontier:
                     self._failed.append(f"{what}. Run the same command again to submit it again")
                 elif progress.state == "ended":
                     await self._collect(part, progress.rest)
-                    wait = FIRST_S
+                    wait = patience.FIRST_S
             if self._running():
                 total = sum(order.count for order in self._file.orders.values())
                 self._show(f"{self._provider.name} has answered {done} of {total}; the next look is in {wait:.0f} s")
                 await self._sleep(wait)
-                wait = min(wait * GROWTH, LONGEST_S)
+                wait = patience.longer(wait)
 
     async def _collect(self, part: int, rest: str) -> None:
         """All results of a batch. What they leave out is unbilled if the provider says what became of it (`rest`), else
         nobody knows what it cost."""
         order = self._file.orders[part]
-        texts = {n: text for n, text in self._task.texts(order.first, order.last) if n not in self._file.answers}
+        texts = {n: text for n, text in self._texts(order.first, order.last) if n not in self._file.answers}
         self._show(f"collecting {order.count} results from {self._provider.name}")
-        odd = await self._asked(partial(self._stream, order, texts))
+        odd = await self._patience.asked(partial(self._stream, order, texts))
         missing = {number: self._missing(number, text, rest) for number, text in texts.items()}
         for group in groups(missing):
             await self._note({number: missing[number] for number in group})
@@ -260,14 +265,14 @@ class Frontier:
         """A reply is checked like any other."""
         if result.reply is None:
             return Outcome("unbilled", error=result.error), Answered(number, None, degraded="provider_unavailable")
-        question = self._task.question(text)
+        question = self._question(text)
         bound, estimate = self._bounds(question)
         try:
             answer: Answer = self._provider.answer(question, result.reply)
         except ProviderError as failure:
-            outcome = self._settlement.failed(failure, bound, estimate, 0)
+            outcome = self._tariff.failed(failure, bound, estimate, 0)
             return outcome, Answered(number, None, cost_nano=outcome.cost_nano, degraded="provider_unavailable")
-        outcome = self._settlement.answered(answer, estimate, 0)
+        outcome = self._tariff.answered(answer, estimate, 0)
         model = answer.model or self._provider.model
         cost = outcome.cost_nano
         return outcome, Answered(number, answer.label, answer.confidence, model, cost, None, answer.scores)
@@ -276,44 +281,14 @@ class Frontier:
         if rest:
             outcome = Outcome("unbilled", error=rest)
         else:
-            outcome = self._settlement.unknown("NoResult", self._bounds(self._task.question(text))[1], 0)
+            outcome = self._tariff.unknown("NoResult", self._bounds(self._question(text))[1], 0)
         return outcome, Answered(number, None, cost_nano=outcome.cost_nano, degraded="provider_unavailable")
 
     def _bounds(self, question: Question) -> tuple[Usage, int]:
         """Of an attempt that was reserved: the ledger knows its upper bound, should it have no price any more."""
         bound = self._provider.upper_bound(question)
-        return bound, self._settlement.estimate(bound) or 0
+        return bound, self._tariff.estimate(bound) or 0
 
     async def _release(self, order: Order, why: str) -> None:
         """The provider has done nothing."""
         await self._books.release([n for n in range(order.first, order.last + 1) if n not in self._file.answers], why)
-
-    # patience --------------------------------------------------------------------------------------------------------
-
-    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Until it is answered, however long that takes; but a wrong key, or a batch that is not there, stops it."""
-        wait, told = FIRST_S, False
-        while True:
-            try:
-                return await call()
-            except ProviderError as error:
-                failure = error
-            if isinstance(failure, Permanent):
-                raise Stopped(self._why(failure))
-            if not told:
-                self._tell(f"{self._provider.name}: {failure}; it is tried again")
-                told = True
-            wait = await self._wait(wait, failure)
-
-    async def _wait(self, wait: float, failure: ProviderError) -> float:
-        """Gives how long the next wait is."""
-        asked_for = failure.retry_after if isinstance(failure, RateLimited) else None
-        self._show(f"{self._provider.name}: {failure}; the next try is in {wait:.0f} s")
-        await self._sleep(min(max(wait, asked_for or 0.0), 600.0))
-        return min(wait * GROWTH, LONGEST_S)
-
-    def _why(self, failure: ProviderError) -> str:
-        what = f"{self._provider.name}: {failure}"
-        if isinstance(failure, AuthFailed):
-            return f"{what}. Mend that, then run the same command again: it goes on"
-        return f"{what}. Run the same command again to try again, or give the job up: remove {self._file.path}"

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from cost.prices import SIMULATED
 from cost.types import Usage
-from providers.simulated_model import Asked, Said
+from providers.simulator.model import Asked, Said
 
 #: OpenAI caches prompt prefixes of at least so many tokens.
 _OPENAI_CACHES_FROM = 1024
@@ -77,7 +78,7 @@ def _messages_reply(number: str, asked: Asked, said: Said, usage: Usage) -> dict
         "id": number,
         "type": "message",
         "role": "assistant",
-        "model": f"simulated/{asked.model}",
+        "model": SIMULATED + asked.model,
         "content": content,
         "stop_reason": {"refusal": "refusal", "truncated": "max_tokens"}.get(said.stopped, "end_turn"),
         "stop_sequence": None,
@@ -128,7 +129,7 @@ def _responses_reply(number: str, asked: Asked, said: Said, usage: Usage) -> dic
         "id": number,
         "object": "response",
         "created_at": 0,
-        "model": f"simulated/{asked.model}",
+        "model": SIMULATED + asked.model,
         "status": "incomplete" if cut else "completed",
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "error": None,
@@ -194,7 +195,7 @@ def _decisions_reply(_number: str, asked: Asked, said: Said, usage: Usage) -> di
     }
     if said.stopped == "refusal":
         answer = {"type": "refusal", "name": None}
-    return {"answers": [answer], "model": f"simulated/{asked.model}", "usage": _openai_usage(usage)}
+    return {"answers": [answer], "model": SIMULATED + asked.model, "usage": _openai_usage(usage)}
 
 
 # --- OpenAI-compatible chat
@@ -234,7 +235,7 @@ def _chat_reply(number: str, asked: Asked, said: Said, usage: Usage) -> dict[str
         "id": number,
         "object": "chat.completion",
         "created": 0,
-        "model": f"simulated/{asked.model}",
+        "model": SIMULATED + asked.model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
         "usage": {
             "prompt_tokens": used["input_tokens"],

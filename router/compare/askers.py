@@ -7,9 +7,9 @@ service, and every call has its row in the ledger.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
@@ -18,7 +18,8 @@ from cost.types import Outcome
 from local_model.types import ModelError
 from providers.books import Ledger
 from providers.chain import Chain
-from providers.types import Caller, FrontierUnavailable, Question
+from providers.tariffs import tariff_of
+from providers.types import AuthFailed, BadAnswer, Caller, FrontierUnavailable, Refused
 from router import outcome as outcomes
 from router.ask import TaskRoute
 from router.config import LOCAL_TENANT, Config
@@ -33,8 +34,8 @@ GIVE_UP = 8
 #: For how long a row waits while the provider is left alone, seconds.
 LEFT_ALONE_S = 60.0
 #: Errors that are the model's own doing: a reply came.
-REFUSED, UNUSABLE, OUTSIDE = "Refused", "BadAnswer", "OutsideTheLabels"
-REPLIES = (REFUSED, UNUSABLE, OUTSIDE)
+REFUSED, OUTSIDE = Refused.__name__, "OutsideTheLabels"
+REPLIES = (REFUSED, BadAnswer.__name__, OUTSIDE)
 
 #: The ends of the calls that the running task's row took.
 _ends: ContextVar[list[Outcome]] = ContextVar("_ends")
@@ -58,10 +59,12 @@ class Asker(Protocol):
     slots: int  # rows that may be asked at once
     stopped: str | None  # why it is asked no more
 
-    async def ask(self, text: str, number: int) -> Reply: ...
+    async def ask(self, text: str, number: int, stop: asyncio.Event) -> Reply | None:
+        """None: `stop` was set before anything was paid."""
+        ...
 
 
-class Local:
+class LocalAsker:
     """The local model, one text at a time, whatever its confidence."""
 
     slots = 1
@@ -74,7 +77,7 @@ class Local:
         self.stopped: str | None = None
         self._route = route
 
-    async def ask(self, text: str, number: int) -> Reply:  # noqa: ARG002 - the protocol's
+    async def ask(self, text: str, number: int, stop: asyncio.Event) -> Reply:  # noqa: ARG002 - the protocol's
         route, started = self._route, time.perf_counter_ns()
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         try:
@@ -85,7 +88,7 @@ class Local:
         return Reply(found.label, cost=found.cost_nano, latency_us=(time.perf_counter_ns() - started) // 1000)
 
 
-class Bought:
+class ProviderAsker:
     """One provider of the config."""
 
     def __init__(
@@ -106,26 +109,19 @@ class Bought:
             lanes=lane_settings(config),
             on_attempt=self._call_ended,
         )
-        self._prices, self._per_hour = prices, lane_settings(config)[name].nano_per_hour
-
-    def question(self, text: str) -> Question:
-        route = self._route
-        return Question(route.info.name, text, route.labels, route.instructions, route.examples)
+        self._tariff = tariff_of(prices, self.model, lane_settings(config)[name], time.monotonic)
 
     def at_most(self, texts: Sequence[str]) -> int | None:
         """nano-USD that one call for each text can cost; None: the model has no price."""
-        if self._per_hour is not None:
-            return math.ceil(self._per_hour * PATIENCE_S / 3600 * len(texts))
         total = 0
         for text in texts:
-            bound = self.provider.upper_bound(self.question(text))
-            nano = self._prices.upper_bound_nano(self.model, bound.input, bound.output)
+            nano = self._tariff.estimate(self.provider.upper_bound(self._route.question(text)), PATIENCE_S)
             if nano is None:
                 return None
             total += nano
         return total
 
-    async def ask(self, text: str, number: int) -> Reply:
+    async def ask(self, text: str, number: int, stop: asyncio.Event) -> Reply | None:
         loop = asyncio.get_running_loop()
         caller = Caller(self._run, number, LOCAL_TENANT)
         ends: list[Outcome] = []
@@ -133,13 +129,16 @@ class Bought:
         give_up = loop.time() + LEFT_ALONE_S
         while True:
             try:
-                answer = await self.chain.answer(self.question(text), caller, deadline=loop.time() + PATIENCE_S)
+                answer = await self.chain.answer(self._route.question(text), caller, deadline=loop.time() + PATIENCE_S)
             except FrontierUnavailable as why:
                 lane = self.chain.status()[0]
                 resting = why.reason == "overload" or lane["breaker"] != "closed"
                 if ends or not resting or self.stopped or loop.time() >= give_up:
                     return self._none(why, ends)
-                await asyncio.sleep(max(0.1, min(float(lane["open_for_s"]), give_up - loop.time())))
+                with suppress(TimeoutError):
+                    rest = max(0.1, min(float(lane["open_for_s"]), give_up - loop.time()))
+                    await asyncio.wait_for(stop.wait(), rest)
+                    return None
                 continue
             self._in_a_row = 0
             # The adapters promise it; nothing else counts as an answer here either.
@@ -154,7 +153,7 @@ class Bought:
         error = ends[-1].error if ends else None
         if why.reason == "budget":
             self.stopped = self.stopped or "the budget of the day is spent"
-        elif error == "AuthFailed":
+        elif error == AuthFailed.__name__:
             self.stopped = self.stopped or "the key was refused"
         elif not ends:
             self.stopped = self.stopped or str(why)
@@ -186,7 +185,9 @@ async def ask_all(
 
     async def some(count: int) -> None:
         while count and not stop.is_set() and asker.stopped is None and (place := next(left, None)) is not None:
-            replies[place] = await asker.ask(texts[place], first + place)
+            if (reply := await asker.ask(texts[place], first + place, stop)) is None:
+                return
+            replies[place] = reply
             count -= 1
             on_reply(asker.name)
 

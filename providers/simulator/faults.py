@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from cost.types import Usage
-from providers.simulated_http import Http, bomb
-from providers.simulated_model import Said, said
+from providers.simulator.http import Http, bomb
+from providers.simulator.model import Said, said
 
 #: Beside these there are the statuses, "400" to "599". They take a Retry-After: "429@30" (seconds), "503@ms:1500"
 #: (retry-after-ms), "429@date:30" (the date in 30 seconds; -30: past), else the header as it is: "429@junk".

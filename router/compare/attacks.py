@@ -20,8 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from cost.comparison import wilson
-from router.comparison import is_simulated
-from router.contenders import OUTSIDE, Asker, Reply
+from router.compare.askers import OUTSIDE, Asker, Reply
+from router.compare.figures import is_simulated
 from router.paths import shipped
 
 CONTROL = "control"

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from cost.comparison import Comparison, Confusion, Contender, Paired, judged, most_accurate, percentile, wilson
 from cost.prices import SIMULATED
 from cost.types import Outcome
-from router.cache.keys import normalize
+from router.compare.askers import REFUSED, REPLIES, Asker, Reply
+from router.compare.rows import Row
 from router.config import Config
-from router.contenders import REFUSED, REPLIES, Asker, Reply
 
 CONFUSIONS = 3
 Asked = Mapping[str, tuple[Asker, Sequence[Reply | None]]]  # by contender; None: the row was not asked
 Ending = Literal["answered", "refused", "unusable", "failed"]
-
-
-class Row(NamedTuple):
-    text: str  # normalized, as it is asked
-    gold: str | None = None
-
-
-def sample(rows: Iterable[Row], count: int, seed: int) -> list[Row]:
-    """`count` different texts, the same ones for the same seed; a larger sample contains a smaller one."""
-
-    def draw(row: Row) -> bytes:
-        return blake2b(f"{seed}\0{row.text}".encode("utf-8", "replace"), digest_size=16).digest()
-
-    unique: dict[str, Row] = {}
-    for row in rows:
-        if text := normalize(row.text):
-            unique.setdefault(text, Row(text, row.gold))
-    return sorted(unique.values(), key=draw)[:count]
 
 
 def compare(

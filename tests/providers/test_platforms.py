@@ -14,8 +14,8 @@ import pytest
 from providers.build import build
 from providers.platforms import place, problems
 from providers.settings import Kind, Settings, Via
-from providers.simulated_http import Http
 from providers.simulator import Simulator
+from providers.simulator.http import Http
 from providers.types import AuthFailed, Question, RateLimited
 
 KEY = "key-of-the-cloud"
@@ -111,9 +111,9 @@ def asked(kind: Kind, via: Via, question: Question, *, root: str = "", **setting
 
     async def main() -> tuple[Any, Seen, Cloud]:
         async with Cloud(kind, {question.text: "card_arrival"}) as cloud:
-            settings.setdefault("api_key", KEY)
-            settings.setdefault("model", "rented-model")
-            provider = build(kind, name="p", via=via, base_url=cloud.url + root, **settings)
+            key, model = settings.pop("api_key", KEY), settings.pop("model", "rented-model")
+            there = Settings(cloud.url + root, via, **settings)
+            provider = build(kind, name="p", model=model, api_key=key, settings=there)
             answer = await provider.ask(question, timeout=10)
             cloud.refuses = 429
             with pytest.raises(RateLimited) as caught:
@@ -284,15 +284,9 @@ def test_without_any_credentials_bedrock_fails_like_a_wrong_key(question: Questi
     async def main() -> None:
         for kind, root, _ in SIGNED:
             async with Cloud(kind, {}) as cloud:
-                provider = build(
-                    kind,
-                    name="p",
-                    model="m",
-                    api_key="",
-                    via="bedrock",
-                    base_url=cloud.url + root,
-                    region="eu-north-1",  # the SDK keeps a session, credentials and all, by region
-                )
+                # The SDK keeps a session, credentials and all, by region.
+                settings = Settings(cloud.url + root, "bedrock", "eu-north-1")
+                provider = build(kind, name="p", model="m", api_key="", settings=settings)
                 with pytest.raises(AuthFailed, match="no credentials") as caught:
                     await provider.ask(question, timeout=10)
                 assert caught.value.billed == "no"
@@ -313,7 +307,8 @@ def test_without_a_token_vertex_gets_one_from_googles_default_credentials(
             monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))
             monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "house")
             monkeypatch.setenv("GOOGLE_CLOUD_LOCATION", "global")
-            provider = build(kind, name="p", model="m", api_key="", via="vertex", base_url=cloud.url + "/v1")
+            settings = Settings(cloud.url + "/v1", "vertex")
+            provider = build(kind, name="p", model="m", api_key="", settings=settings)
             assert (await provider.ask(question, timeout=10)).label == "card_arrival"
             assert cloud.seen[0].headers["authorization"] == f"Bearer {KEY}"
             await provider.close()
@@ -373,14 +368,15 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
     assert package in found[1]
     assert f"(the extra `{via}`): pip install {package.replace('.', '-')}" in found[1]
     with pytest.raises(ValueError, match=f"provider 'p': via: {package}"):
-        build("openai", name="p", model="m", api_key="", via=via, region="eu-west-1", project="house")
+        build("openai", name="p", model="m", api_key="", settings=settings)
 
 
 @pytest.mark.parametrize("kind", list(FORMATS))
 def test_a_key_for_azure_is_needed_and_never_quoted(kind: Kind) -> None:
+    settings = Settings("https://r.openai.azure.com", "azure")
     for bad in ("", "sk a"):
         with pytest.raises(ValueError, match="key of provider 'p'") as caught:
-            build(kind, name="p", model="m", api_key=bad, via="azure", base_url="https://r.openai.azure.com")
+            build(kind, name="p", model="m", api_key=bad, settings=settings)
         assert not bad or bad not in str(caught.value)
 
 
@@ -415,7 +411,7 @@ def test_where_the_config_names_no_address_it_is_the_clouds_whatever_the_environ
     assert place(kind, "p", settings, key=True, environ={}).url == url
 
     async def main() -> None:
-        provider = build(kind, name="p", model="m", api_key=KEY, via=via, region=region, project="house")
+        provider = build(kind, name="p", model="m", api_key=KEY, settings=settings)
         assert str(provider.client.base_url).rstrip("/") == url  # type: ignore[attr-defined]
         assert "elsewhere" not in repr(vars(provider.client))
         await provider.close()
@@ -425,7 +421,43 @@ def test_where_the_config_names_no_address_it_is_the_clouds_whatever_the_environ
 
 def test_the_same_model_through_a_cloud_is_told_apart(question: Question) -> None:
     """Some serve another version of it."""
-    plain = build("anthropic", name="p", model="m", api_key="k")
-    rented = build("anthropic", name="p", model="m", api_key="k", via="bedrock", region="eu-west-1")
-    elsewhere = build("anthropic", name="p", model="m", api_key="k", via="bedrock", region="us-east-1")
-    assert plain.identity != rented.identity == elsewhere.identity
+    places = (Settings(), Settings(via="bedrock", region="eu-west-1"), Settings(via="bedrock", region="us-east-1"))
+    plain, rented, elsewhere = (
+        build("anthropic", name="p", model="m", api_key="k", settings=place).identity for place in places
+    )
+    assert plain != rented == elsewhere
+
+
+PLACES: list[tuple[Kind, Via | None, str]] = [
+    ("anthropic", None, ""),
+    ("openai", None, ""),
+    ("openai-chat", None, ""),
+    *((kind, via, version) for kind, via, _, given, *_ in CALLS for version in [given.get("api_version", "")]),
+]
+
+
+@pytest.mark.parametrize(("kind", "via", "api_version"), PLACES)
+def test_no_header_of_the_environment_is_sent(
+    kind: Kind, via: Via | None, api_version: str, question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever `base_url` names would get another's key, or ours would be replaced."""
+    secret = "\n".join(f"{name}: Bearer env-secret" for name in ("Authorization", "x-api-key", "api-key", "x-gateway"))
+    for name in ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS"):
+        monkeypatch.setenv(name, secret)
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "env-secret")
+
+    async def main() -> None:
+        async with Cloud(kind, {question.text: "card_arrival"}) as cloud:
+            region = None if via in (None, "azure") else "us-east-1"
+            there = Settings(
+                cloud.url, via, region, "house" if via == "vertex" else None, api_version=api_version or None
+            )
+            provider = build(kind, name="p", model="m", api_key=KEY, settings=there)
+            assert (await provider.ask(question, timeout=10)).label == "card_arrival"
+            await provider.close()
+        headers = str(cloud.seen[0].headers)
+        assert KEY in headers
+        assert "env-secret" not in headers
+
+    asyncio.run(main())

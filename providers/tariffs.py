@@ -1,14 +1,16 @@
-"""How an attempt ended, in the ledger's words: what it cost, what it may have cost, that it cost nothing."""
+"""What a provider's calls cost, and the end of each in the ledger's words: what it cost, may have cost, or nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
 
-from cost.prices import SIMULATED
+from cost.prices import SIMULATED, Price
 from cost.types import Outcome, Usage
+from providers.hourly import HourlyTariff
+from providers.settings import LaneSettings
 from providers.types import Answer, ProviderError
 
 log = structlog.get_logger(__name__)
@@ -26,6 +28,8 @@ class Prices(Protocol):
     def upper_bound_nano(
         self, model: str, input_tokens: int, max_output_tokens: int, *, batch: bool = False
     ) -> int | None: ...
+    def too_long(self, model: str, usage: Usage) -> bool: ...
+    def with_price(self, model: str, price: Price) -> Prices: ...
 
 
 class Pricing(Protocol):
@@ -37,7 +41,7 @@ class Pricing(Protocol):
 
 
 class Tariff(Protocol):
-    """What a provider's calls cost: by tokens (`Settlement`) or by the hour (`providers.hourly.Hourly`)."""
+    """What a provider's calls cost: by tokens (`TokenTariff`) or by the hour (`providers.hourly.HourlyTariff`)."""
 
     @property
     def kind(self) -> str: ...  # "tokens", "$1.2/h"
@@ -47,24 +51,32 @@ class Tariff(Protocol):
     def begin(self) -> Pricing: ...
 
 
-class Settlement:
+def tariff_of(prices: Prices, model: str, settings: LaneSettings, clock: Callable[[], float]) -> Tariff:
+    """Of single calls; `clock` in seconds. A batch is paid by tokens, whatever runs the provider's machine."""
+    if settings.nano_per_hour is not None:
+        return HourlyTariff(settings.nano_per_hour, clock)
+    return TokenTariff(prices, model, own_price=settings.own_price)
+
+
+class TokenTariff:
     """Prices the ends of the attempts at one configured model, by tokens. `batch`: at the batch API's price.
-    `own_price`: at the configured model's, whatever the replies call it (a cloud's names and prices are its own)."""
+    `own_price`: at that one, whatever the replies call the model (a cloud's names and prices are its own)."""
 
     kind = "tokens"
 
-    def __init__(self, prices: Prices, configured: str, *, batch: bool = False, own_price: bool = False) -> None:
-        self._prices = prices
+    def __init__(self, prices: Prices, configured: str, *, batch: bool = False, own_price: Price | None = None) -> None:
+        self._prices = prices if own_price is None else prices.with_price(configured, own_price)
         self._configured = configured
         self._batch = batch
-        self._own_price = own_price
+        self._own_price = own_price is not None
         self.unpriced: list[str] = []  # told once each
 
     def estimate(self, bound: Usage, seconds: float = 0.0) -> int | None:  # noqa: ARG002 - tokens take no time
-        """nano-USD that the call can cost at most; None: the model has no price, which is told once."""
+        """nano-USD that the call can cost at most; None: the model has no price, which is told once, or none for so
+        long a prompt."""
         nano = self._prices.upper_bound_nano(self._configured, bound.input, bound.output, batch=self._batch)
         if nano is None:
-            self._tell(self._configured)
+            self._tell(self._configured, bound)
         return nano
 
     def begin(self) -> Pricing:
@@ -91,9 +103,11 @@ class Settlement:
         """At the price of the model that answered; `price_version` tells where something else stands in for it."""
         model, version = model or self._configured, self._prices.version
         priced = self._configured if self._own_price else model
-        cost = estimate if usage.estimated else self._cost(priced, usage)
-        if cost is None:
-            self._tell(priced)
+        cost = self._cost(priced, usage)
+        if usage.estimated:
+            cost = max(estimate, cost or 0)
+        elif cost is None:
+            self._tell(priced, usage)
             priced = self._configured
             cost = self._cost(priced, usage)
         if priced not in (model, model.removeprefix(SIMULATED)):
@@ -114,7 +128,9 @@ class Settlement:
     def _cost(self, model: str, usage: Usage) -> int | None:
         return self._prices.cost_nano(model, usage, batch=self._batch)
 
-    def _tell(self, model: str) -> None:
+    def _tell(self, model: str, usage: Usage) -> None:
+        if self._prices.too_long(model, usage):
+            return  # only this text has no price
         if model not in self.unpriced and len(self.unpriced) < MOST_UNPRICED:
             self.unpriced.append(model)
             log.error("model_without_price", model=model, configured=self._configured, do="add its price to the config")

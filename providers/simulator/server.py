@@ -1,13 +1,13 @@
 """A stand-in for the frontier: speaks four wire formats and the batch endpoints on a loopback socket.
 
 It never hides what it is: its models are called "simulated/...", each reply carries `x-crossover-simulated: 1`. What it
-says and how long it takes: `providers.simulated_model`; how it fails, on demand: `providers.simulated_faults`. It keeps
-its own bill (`providers.simulated_bill`), so that a ledger can be checked against it.
+says and how long it takes: `providers.simulator.model`; how it fails, on demand: `providers.simulator.faults`. It keeps
+its own bill (`providers.simulator.bill`), so that a ledger can be checked against it.
 
     POST /v1/messages, /v1/responses, /v1/decisions, /v1/chat/completions
     POST /_sim/faults {"next": [...], "for": {TEXT: [...]}}   faults for the next calls, or for those about a text
     GET  /_sim/bill, /_sim/bill?items=1, /_sim/calls          what it would charge; how often it was called
-    and the paths of providers.simulated_batches
+    and the paths of providers.simulator.batches
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from providers import simulated_wire as wire
-from providers.simulated_batches import Batches
-from providers.simulated_bill import Bill, Item
-from providers.simulated_faults import Fault
-from providers.simulated_http import Http
-from providers.simulated_model import Asked, Model, latency_around, latency_of, read_answers
-
-__all__ = ["Simulator", "read_answers"]
+from cost.prices import SIMULATED
+from providers.simulator import wire
+from providers.simulator.batches import Batches
+from providers.simulator.bill import Bill, Item
+from providers.simulator.faults import Fault
+from providers.simulator.http import Http
+from providers.simulator.model import Asked, Model, latency_around, latency_of
 
 #: By what a chat server can be held to: how requests may constrain the reply.
 _CONSTRAINTS = {"schema": ("schema", "json", ""), "json": ("json", ""), "none": ("",)}
@@ -39,8 +38,8 @@ _CONSTRAINTS = {"schema": ("schema", "json", ""), "json": ("json", ""), "none": 
 class Simulator:
     """`async with Simulator(answers={...}) as sim:` listens at `sim.url` until the block ends.
 
-    `answers`, `script`, `accuracy`, `gullible`: see `providers.simulated_model.Model`. `latency` is a distribution
-    (`simulated_model.latency_of`); without it `latency_ms` is the median of a lognormal one, 0: none. `faults` are
+    `answers`, `script`, `accuracy`, `gullible`: see `providers.simulator.model.Model`. `latency` is a distribution
+    (`model.latency_of`); without it `latency_ms` is the median of a lognormal one, 0: none. `faults` are
     (fault, probability) pairs applied to every call; `fail_next` and `fail_for` order them one by one and go first.
     `structured`: what a chat request may ask for, a strict schema, any JSON, or nothing. With `record`, `requests`
     keeps the decoded bodies of the last 1,000 calls, and the bill's items their texts (tests only).
@@ -208,7 +207,7 @@ class Simulator:
         usage = self.model.usage(asked, said, asyncio.get_running_loop().time())
         number = f"{style.id}_{next(self._numbers):06d}"
         text = asked.text if self._record else None
-        item = Item(number, style.name, f"simulated/{asked.model}", usage, batch, text=text)
+        item = Item(number, style.name, SIMULATED + asked.model, usage, batch, text=text)
         reply = style.reply(number, asked, fault.changed(said, asked.labels), fault.usage(usage))
         reply["usage"] = fault.report(reply["usage"])
         return self.books.charge(item), reply
