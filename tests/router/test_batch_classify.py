@@ -637,18 +637,17 @@ def test_answers_that_can_not_be_written_stop_the_job_and_it_goes_on_once_they_c
     def write() -> int:
         with ExitStack() as stack:
             answers = open_answers(out, stack)
-            job = JobFile.open(tmp_path / "out.csv.batch")
+            job = JobFile.open(tmp_path / "job")
             stack.callback(job.close)
-            if job.job is None:
-                job.append(Job("0123456789ab", {"task": "t"}, "", "", "v", 0))
-                job.append(Rows([RowAnswer(Values("fee", 0.5, "local"))] * len(TEXTS)))
             return asyncio.run(output.write(work, job, answers, service, route))
 
-    asked = JobFile.open(tmp_path / "size")  # the job's own file has room
-    asked.close()
-    with a_full_disk(600), pytest.raises(Stopped, match=r"out\.csv can't be written: File too large"):
+    job = JobFile.open(tmp_path / "job")
+    job.append(Job("0123456789ab", {"task": "t"}, "", "", "v", 0))
+    job.append(Rows([RowAnswer(Values("fee", 0.5, "local"))] * len(TEXTS)))
+    job.close()
+    with a_full_disk(100), pytest.raises(Stopped, match=r"out\.csv can't be written: File too large"):
         write()
-    assert (tmp_path / "out.csv.batch").exists()
+    assert out.stat().st_size == 100
     assert write() == 0
     assert len(out.read_text().splitlines()) == 1 + len(TEXTS)
 
