@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help env demo serve test lint bench-local bench-engines bench-cache bench-frontier soak clean
+.PHONY: help env demo serve test lint bench-local bench-engines bench-cache bench-frontier bench-report soak clean
 
 help:           ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -89,6 +89,10 @@ soak: $(VENV)/.bench            ## 30 minutes of random lengths: is memory flat?
 
 bench-frontier: $(VENV)/.bench $(LITELLM)/.installed  ## recorded GPT-4 answers; hanging providers, stages, attacks; LiteLLM
 	@failed=0; for part in recorded frontier compatibility; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
+
+# headless Chromium for the page; where it can't be installed, that part is listed as not run.
+bench-report: $(VENV)/.bench  ## the books: 200 kills, what the ledger costs, a report over 3 million rows, its intervals and page
+	@failed=0; for part in kills ledger_cost report intervals browser; do $(BIN)/python bench/$$part.py || failed=1; done; exit $$failed
 
 clean:
 	rm -rf $(VENV) .bench-venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out crossover-demo

@@ -10,15 +10,16 @@ rest with the price of single calls.
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
 
 import msgspec
 
+from cost.demand import MISS, Hour, hours
 from cost.prices import PriceTable
 
 ENOUGH_CALLS = 20  # for a line through them; with fewer the ratio is taken as 1
 
-#: Inputs that API-only would have bought: answered, not from the cache, not shared with an identical one in flight.
-MISS = "error IS NULL AND source <> 'cache' AND coalesced = 0"
 #: A call to learn from; comparisons count no local tokens.
 _CALL = "a.state = 'settled' AND a.estimated = 0 AND a.tokens > 0 AND a.input + a.output > 0 AND a.at_us >= :since"
 BY_THE_HOUR = "$%/h"  # `price_version` of a call to a model that is rented, "$1.2/h": it has no price for tokens
@@ -39,6 +40,8 @@ class ApiCall(msgspec.Struct, frozen=True):
     learned: bool  # False: too few calls for a line
     cached_share: float  # of the prompt tokens billed, so many were read from the provider's cache
     by_the_hour: bool = False  # rented: a call costs its share of the time, whatever its tokens
+    inputs: int = 0  # misses of the window that are priced by it; their local tokens
+    tokens: int = 0
 
     def nano(self, inputs: int, tokens: int) -> float:
         """What `inputs` texts of `tokens` local tokens together would cost."""
@@ -59,33 +62,27 @@ class ApiOnly(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
-def api_only(db: sqlite3.Connection, since: int, prices: PriceTable) -> ApiOnly:
-    """Price the window's misses: with their own calls where they have some, with what was learned where not."""
+def api_only(db: sqlite3.Connection, since: int, prices: PriceTable, observed: Sequence[Hour] | None = None) -> ApiOnly:
+    """Price the window's misses: with their own calls where they have some, with what was learned where not.
+
+    `observed` is `demand.hours(db, since)`, for who has it already.
+    """
     notes: list[str] = []
     learned = _learn(db, since, prices, notes)
     pooled = max(learned.values(), key=lambda call: call.calls, default=None)
-    paid = {
-        task: (count, nano)
-        for task, count, nano in db.execute(
-            f"""SELECT task, count(*), sum(nano) FROM (SELECT a.task, sum(a.cost_nano) AS nano FROM attempts a
-            JOIN inputs i ON i.request_id = a.request_id AND i.idx = a.idx WHERE a.state = 'settled'
-            AND i.at_us >= :since AND {_of("i", MISS)} GROUP BY i.request_id, i.idx, a.task) GROUP BY task""",
-            {"since": since},
-        )
-    }
+    misses: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for hour in hours(db, since) if observed is None else observed:
+        for i, count in enumerate((hour.misses, hour.counted, hour.tokens)):
+            misses[hour.task][i] += count
+    paid = _paid(db, since)
     calls, total, cached, plain, measured = 0, 0.0, 0.0, 0.0, 0
-    for task, inputs, counted, tokens, open_inputs, open_tokens in db.execute(
-        f"""SELECT task, count(*), sum(tokens > 0), sum(tokens), sum(1 - bought), sum((1 - bought) * tokens) FROM
-        (SELECT i.task, i.tokens, EXISTS (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.idx = i.idx
-        AND a.state = 'settled') AS bought FROM inputs i WHERE i.at_us >= :since AND {_of("i", MISS)}) GROUP BY task""",
-        {"since": since},
-    ):
+    for task, (inputs, counted, tokens) in misses.items():
         call = learned.get(task, pooled)
-        bought, nano = paid.get(task, (0, 0))
+        bought, bought_tokens, nano = paid.get(task, (0, 0, 0))
         calls += inputs
         measured += bought
         total += nano
-        if call is None:
+        if call is None or inputs == 0:
             continue
         if task not in learned:
             notes.append(f"Task {task} has no frontier call of its own; it is priced like task {call.task}.")
@@ -93,14 +90,34 @@ def api_only(db: sqlite3.Connection, since: int, prices: PriceTable) -> ApiOnly:
             notes.append(
                 f"Task {task}: {inputs - counted} inputs were not counted by the tokenizer; they count 0 tokens."
             )
-        total += call.nano(open_inputs, open_tokens)
+        total += call.nano(inputs - bought, tokens - bought_tokens)
         cached += _cached(call, prices, inputs, tokens, notes)
         plain += _plain(call, prices, inputs, tokens)
+    models = [_with_misses(call, learned, pooled, misses) for call in learned.values()]
     if calls == 0 or pooled is None:
-        return ApiOnly(calls, 0 if calls == 0 else None, None, None, None, measured, list(learned.values()), notes)
+        return ApiOnly(calls, 0 if calls == 0 else None, None, None, None, measured, models, notes)
     better = cached / calls if cached < 0.99 * plain else None
     worse = plain / calls if better is not None else None
-    return ApiOnly(calls, round(total), total / calls, better, worse, measured, list(learned.values()), notes)
+    return ApiOnly(calls, round(total), total / calls, better, worse, measured, models, notes)
+
+
+def _paid(db: sqlite3.Connection, since: int) -> dict[str, tuple[int, int, int]]:
+    """By task: misses that were really bought, their local tokens, what their calls cost."""
+    rows = db.execute(
+        f"""SELECT task, count(*), sum(tokens), sum(nano) FROM (SELECT i.task, i.tokens, sum(a.cost_nano) AS nano
+        FROM attempts a JOIN inputs i ON i.request_id = a.request_id AND i.idx = a.idx WHERE a.state = 'settled'
+        AND i.at_us >= ? AND {_of("i", MISS)} GROUP BY i.request_id, i.idx) GROUP BY task""",
+        (since,),
+    )
+    return {task: (count, tokens, nano) for task, count, tokens, nano in rows}
+
+
+def _with_misses(
+    call: ApiCall, learned: dict[str, ApiCall], pooled: ApiCall | None, misses: dict[str, list[int]]
+) -> ApiCall:
+    """Those of its own task, and of the tasks without a call if it stands for them."""
+    own = [sums for task, sums in misses.items() if learned.get(task, pooled) is call]
+    return msgspec.structs.replace(call, inputs=sum(s[0] for s in own), tokens=sum(s[2] for s in own))
 
 
 def _of(alias: str, condition: str) -> str:

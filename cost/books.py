@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from cost.rollup import HOUR_US
 from cost.schema import connect_readonly
 from cost.types import LedgerError
 
@@ -16,8 +17,8 @@ from cost.types import LedgerError
 def hits(path: Path) -> dict[tuple[str, str, str], tuple[int, int]]:
     """How often the cache answered, and the nano-USD that it saved.
 
-    (text digest in hex, task, who had answered first: "local" or "frontier") -> (hits, saved). Empty where there is no
-    ledger, or none that can be read.
+    (text digest in hex, task, who had answered first: "local" or "frontier") -> (hits, saved), of the rows that are
+    not yet rolled up. Empty where there is no ledger, or none that can be read.
     """
     try:
         db = connect_readonly([path])
@@ -52,6 +53,22 @@ class CacheUse(msgspec.Struct, frozen=True):
 STEP_S = {"hour": 3600, "day": 86_400}
 
 
+#: Rows, and what has become of older ones (`cost.rollup`).
+_USE = f"""SELECT at_us / :step, task, source, sum(hits), sum(memory), sum(misses), sum(together) FROM (
+    SELECT at_us, task, CASE source WHEN 'cache' THEN coalesce(answered_by, 'local') ELSE source END AS source,
+        source = 'cache' AND NOT coalesced AS hits,
+        source = 'cache' AND NOT coalesced AND coalesce(cache_tier = 'memory', 0) AS memory,
+        source != 'cache' AND NOT coalesced AND cache_us > 0 AS misses, coalesced AS together
+        FROM inputs WHERE at_us >= :begin
+    UNION ALL
+    SELECT hour * {HOUR_US}, task, CASE source WHEN 'cache' THEN coalesce(nullif(answered_by, ''), 'local')
+        ELSE source END, inputs * (source = 'cache' AND NOT coalesced),
+        memory_hits * (source = 'cache' AND NOT coalesced), looked_up * (source != 'cache' AND NOT coalesced),
+        inputs * coalesced
+        FROM input_hours WHERE hour * {HOUR_US} >= :begin)
+    GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""  # noqa: S608 - a number of ours
+
+
 def cache_use(path: Path, *, since: float, by: Literal["hour", "day"]) -> list[CacheUse]:
     """From the period that holds `since` (unix time, seconds) on, the oldest first. Empty where there is no ledger."""
     step_us = STEP_S[by] * 1_000_000
@@ -61,21 +78,14 @@ def cache_use(path: Path, *, since: float, by: Literal["hour", "day"]) -> list[C
     except LedgerError:
         return []
     try:
-        rows = db.execute(
-            "SELECT at_us / :step, task, CASE source WHEN 'cache' THEN coalesce(answered_by, 'local') ELSE source END,"
-            " sum(source = 'cache' AND NOT coalesced),"
-            " sum(source = 'cache' AND NOT coalesced AND cache_tier = 'memory'),"
-            " sum(source != 'cache' AND NOT coalesced AND cache_us > 0), sum(coalesced)"
-            " FROM inputs WHERE at_us >= :begin GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
-            {"step": step_us, "begin": begin * step_us},
-        )
+        rows = db.execute(_USE, {"step": step_us, "begin": begin * step_us})
         return [
             CacheUse(
                 datetime.fromtimestamp(period * STEP_S[by], UTC).isoformat().replace("+00:00", "Z"),
                 task,
                 source,
                 hits,
-                memory or 0,
+                memory,
                 misses,
                 coalesced,
                 hits / (hits + misses) if hits + misses else None,

@@ -9,6 +9,7 @@ import msgspec
 
 from cost.crossover import Hardware
 
+LATEST = 100_000  # texts that the mean is taken over, at most: a machine's pace needs no more
 THREADS = 2  # where the ledger does not say: the default box has two cores
 CPU_ASSUMED = 500.0  # requests a second of that box, where nothing was measured
 DEFAULTS = (
@@ -38,8 +39,9 @@ def pace(db: sqlite3.Connection, since: int) -> Pace | None:
         row = db.execute(
             f"""SELECT max(m.started_us), avg(i.local_us), m.threads, m.device, m.cores, m.engine, m.usd_per_hour
             FROM (SELECT *, lead(started_us, 1, {2**62}) OVER (ORDER BY started_us, pid) AS ended_us
-            FROM machines WHERE ledger = ?) m CROSS JOIN l{int(ledger)}.inputs i
-            ON i.at_us >= max(m.started_us, ?) AND i.at_us < m.ended_us AND i.local_us > 0
+            FROM machines WHERE ledger = ?) m CROSS JOIN (SELECT at_us, local_us
+            FROM l{int(ledger)}.inputs WHERE at_us >= ? AND local_us > 0 ORDER BY at_us DESC LIMIT {LATEST}) i
+            ON i.at_us >= m.started_us AND i.at_us < m.ended_us
             GROUP BY 3, 4, 5, 6, 7 ORDER BY 1 DESC LIMIT 1""",  # noqa: S608 - numbers of ours
             (ledger, since),
         ).fetchone()

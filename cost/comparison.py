@@ -126,6 +126,12 @@ def kept(path: Path) -> Comparison | None:
         return None
 
 
+def all_kept(folder: Path) -> dict[str, Comparison]:
+    """By task, what can be read of what `keep` wrote to a folder; its files are named after the tasks."""
+    found = (kept(path) for path in sorted(folder.glob("*.json")))
+    return {comparison.task: comparison for comparison in found if comparison is not None}
+
+
 def past_call_nano(ledger: Path, task: str, provider: str, model: str) -> int | None:
     """Mean nano-USD of this task's settled calls to this provider's model; None: too few were made."""
     try:

@@ -1,13 +1,16 @@
-"""The report in one sentence: the answer somebody asked for, "no crossover" included."""
+"""The report in a sentence or two: the answer somebody asked for, "don't self-host" and "no crossover" included."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cost.crossover import DAYS, api_nano
+from cost.crossover import DAYS, Crossing
+from cost.options import advice
 
 if TYPE_CHECKING:
-    from cost.report import CrossoverLine, Report
+    from cost.report import Report
 
 
 #: Below so many frontier calls the first sentence says that it is a guess.
@@ -15,7 +18,7 @@ FEW_CALLS = 20
 
 
 def headline(report: Report) -> str:
-    """Says what is cheaper, from which volume on, and by how much at the volume asked about."""
+    """Says what is cheapest at the volume asked about, what it costs and what buying every answer does."""
     if report.inputs == 0:
         return "The ledger has no requests yet, so there is nothing to report."
     if report.traffic is None:
@@ -24,29 +27,33 @@ def headline(report: Report) -> str:
     if report.api_only.measured_calls < FEW_CALLS:
         count = report.api_only.measured_calls
         told += f" (From {count} frontier call{'' if count == 1 else 's'} only: a rough guess.)"
-    reached = [line for line in report.crossover if line.crossing is not None]
+    best, example = report.options[0], "" if report.volume else " (an example: name yours with --volume)"
+    now = next(option for option in report.options if option.name == "as now")
+    cost = f"{usd(best.monthly_nano)} a month"
+    if best.monthly_with_ops_nano != best.monthly_nano:
+        cost += f", {usd(best.monthly_with_ops_nano)} with operations"
+    instead = "" if best is now else f"; buying every answer as now costs {usd(now.monthly_nano)}"
+    at = f"At {rounded(report.ranked_at)} requests a month{example}"
+    return f"{at}: {advice(report.options)} That is {cost}{instead}.{told}"
+
+
+def turning(turns: Sequence[tuple[str, Crossing | None]]) -> str:
+    """From where each machine's model pays, in a sentence."""
+    reached = sorted((turn.last, name) for name, turn in turns if turn is not None)
+    never = [_on(name) for name, turn in turns if turn is None]
     if not reached:
-        machines = " or ".join(_on(line) for line in report.crossover)
-        return f"No crossover: buying every answer is cheaper at any volume than your own model on {machines}.{told}"
-    if report.volume is None:
-        best = min(reached, key=_turn)
-        return f"Your own model on {_on(best)} pays from {_from(best)} on.{told}"
-    best = max(reached, key=lambda line: line.saving_nano or 0)
-    saving, at = best.saving_nano or 0, f"At {rounded(report.volume)} requests a month"
-    bought = usd(round(api_nano(report.traffic, report.volume)))
-    if saving > 0:
         return (
-            f"{at} your own model on {_on(best)} saves {usd(saving)} of the {bought} that buying every answer costs; "
-            f"it pays from {_from(best)} on.{told}"
+            f"No crossover: buying every answer is cheaper at any volume than your own model on {' or '.join(never)}."
         )
-    return (
-        f"{at} buy the answers: that costs {bought}, {usd(-saving)} less than your own model on {_on(best)}, "
-        f"which pays from {_from(best)} on.{told}"
+    pays = "; ".join(
+        f"{'from' if i else 'pays from'} {rounded(last)} requests a month ({rounded(last / DAYS)} a day) on {_on(name)}"
+        for i, (last, name) in enumerate(reached)
     )
+    return f"Your own model {pays}{'; never on ' + ' or '.join(never) if never else ''}."
 
 
 def usd(nano: int) -> str:
-    """As many digits as say something: $1,234, $12.30, $0.0042, $0.000000160."""
+    """As many digits as say something: $1,234, $12.30, $0.0042, $0.000012."""
     size, sign = abs(nano) / 1e9, "-" if nano < 0 else ""
     if size == 0:
         return "$0"
@@ -54,7 +61,10 @@ def usd(nano: int) -> str:
         return f"{sign}${size:,.0f}"
     if size >= 0.1:
         return f"{sign}${size:,.2f}"
-    return f"{sign}${size:.4f}" if size >= 0.01 else f"{sign}${size:.9f}".rstrip("0")
+    if size >= 0.01:
+        return f"{sign}${size:.4f}"
+    digits = 2 - math.floor(math.log10(size))
+    return f"{sign}${size:.{digits}f}".rstrip("0")
 
 
 def rounded(volume: float) -> str:
@@ -63,22 +73,12 @@ def rounded(volume: float) -> str:
     return f"{value / 1e6:,g} million" if value >= 1e6 else f"{value:,.0f}"
 
 
-def _turn(line: CrossoverLine) -> int:
-    assert line.crossing is not None
-    return line.crossing.last
-
-
-def _from(line: CrossoverLine) -> str:
-    return f"{rounded(_turn(line))} requests a month ({rounded(_turn(line) / DAYS)} a day)"
-
-
-def _on(line: CrossoverLine) -> str:
-    name = line.hardware.name
-    return f"{'an' if name[:1].lower() in 'aeiou' or name.startswith('L4') else 'a'} {name}"
+def _on(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' or name.startswith(('L4', 'H1', 'H2')) else 'a'} {name}"
 
 
 def _nothing_to_compare(report: Report) -> str:
-    if sum(report.errors.values()) == report.inputs:
+    if report.history is not None and sum(report.history.errors.values()) == report.inputs:
         return "No crossover can be computed: every request failed, nothing was answered."
     if report.api_only.calls == 0:
         return "No crossover: the cache answered everything, so there was nothing to buy and nothing to compute."

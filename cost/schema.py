@@ -4,6 +4,7 @@
 SQLite in WAL mode. `attempts.cost_nano` always holds what an attempt counts with: its upper bound while it is reserved
 or uncertain, its cost once settled, 0 if it was not billed. So a day's spending is their sum, and `spend` keeps that
 sum, updated in the same transaction, for a budget check that reads one row. `spend_by` keeps it by task and by tenant.
+Old rows become hours (`cost.rollup`): then a day's spending is the sum of both.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cost import rollup
 from cost.types import LedgerError, LedgerUnwritable
 
 APPLICATION_ID = 0x43524F53  # "CROS": tells our file from another program's database
-VERSION = 3
+VERSION = 4
 DAY_US = 86_400_000_000
 
 _V1 = (
@@ -73,7 +75,9 @@ _BUDGETS = (
             AND (scope, name) IN (VALUES ('task', new.task), ('tenant', new.tenant)); END""",
 )
 _MISSING = ", NULL AS reasoning, 0 AS batch, '' AS reply_id"  # of attempts, before version 3
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, (_MACHINES,), _BUDGETS)  # the n-th takes a file from version n to n + 1
+_HOURS = tuple(rollup.table(raw) for raw in rollup.TABLES)
+#: The n-th takes a file from version n to n + 1.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, (_MACHINES,), _BUDGETS, _HOURS)
 
 
 def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
@@ -92,7 +96,7 @@ def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
             _migrate(db, path)
     except sqlite3.Error as error:
         db.close()
-        raise _explained(path, error) from error
+        raise explained(path, error) from error
     except LedgerError:
         db.close()
         raise
@@ -102,8 +106,8 @@ def connect(path: Path, *, busy_ms: int) -> sqlite3.Connection:
 def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
     """One view over one or more ledgers, live or not, in one snapshot, changing none.
 
-    It has `inputs`, `attempts`, `spend`, `spend_by` and `machines`, whose column `ledger` is n for the n-th; that one's
-    own tables are `ln.inputs` and so on. Older schemas are read as they are.
+    It has `inputs`, `attempts`, their hours, `spend`, `spend_by` and `machines`, whose column `ledger` is n for the
+    n-th; that one's own tables are `ln.inputs` and so on. Older schemas are read as they are.
 
     Raises `LedgerError`: no such file, not a ledger, newer schema, more than ten files.
     """
@@ -130,14 +134,30 @@ def connect_readonly(paths: Sequence[Path]) -> sqlite3.Connection:
         machines = ["SELECT -1 AS ledger, * FROM main.machines"]
         machines += [f"SELECT {i}, * FROM l{i}.machines" for i, version in enumerate(versions) if version >= 2]
         db.execute(f"CREATE TEMP VIEW machines AS {' UNION ALL '.join(machines)}")
+        for statement, (hours, *_) in zip(_HOURS, rollup.TABLES.values(), strict=True):
+            db.execute(statement)  # likewise
+            known = ["main", *(f"l{i}" for i, version in enumerate(versions) if version >= 4)]
+            union = " UNION ALL ".join(f"SELECT * FROM {name}.{hours}" for name in known)
+            db.execute(f"CREATE TEMP VIEW {hours} AS {union}")
         db.execute("PRAGMA query_only = ON")
     except sqlite3.Error as error:
         db.close()
-        raise _explained(paths[0], error) from error
+        raise explained(paths[0], error) from error
     except LedgerError:
         db.close()
         raise
     return db
+
+
+def columns(table: str) -> dict[str, str]:
+    """Of a table as it is today: name -> INTEGER, REAL, TEXT or BLOB."""
+    db = sqlite3.connect(":memory:")
+    try:
+        for statement in (statement for step in MIGRATIONS for statement in step):
+            db.execute(statement)
+        return dict(db.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall())
+    finally:
+        db.close()
 
 
 def _readable_uri(path: Path) -> str:
@@ -161,7 +181,7 @@ def _check_readable(path: Path, uri: str) -> None:
         if _version(db, path) == 0:
             raise LedgerError(f"{path} is empty: no service has written to it yet")
     except sqlite3.Error as error:
-        raise _explained(path, error) from error
+        raise explained(path, error) from error
     finally:
         db.close()
 
@@ -209,7 +229,8 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
         raise
 
 
-def _explained(path: Path, error: sqlite3.Error) -> LedgerError:
+def explained(path: Path, error: sqlite3.Error) -> LedgerError:
+    """In words for people: can it be tried again, or is the file broken?"""
     if isinstance(error, sqlite3.OperationalError):
         return LedgerUnwritable(f"the ledger {path} can't be used now: {error}")
     return LedgerError(

@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - the parts of the queries are names and constants of ours
 """Do the books add up? Reads a ledger, live or not, and changes nothing."""
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Literal
 import msgspec
 
 from cost.comparison import REQUESTS
+from cost.histogram import unpacked
 from cost.processes import alive
+from cost.rollup import ATTEMPT_SUMS, HOUR_US, INPUT_SUMS
 from cost.schema import DAY_US, connect_readonly
 from cost.types import LedgerError
 
@@ -24,6 +27,9 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
+#: Ids are given one after the other, and taken back with a transaction that fails: none is left out.
+_IDS = """SELECT coalesce((SELECT seq FROM l0.sqlite_sequence WHERE name = 'attempts'), 0) AS given,
+    (SELECT count(*) FROM attempts) + (SELECT coalesce(sum(attempts), 0) FROM attempt_hours) AS there"""
 #: check, what is wrong, a query that gives (how many, an example) of the rows that are wrong.
 _ERRORS = (
     (
@@ -66,6 +72,30 @@ _ERRORS = (
            WHERE paid > bound""",
     ),
     (
+        "negative",
+        "hours with a negative sum",
+        f"""SELECT count(*), min(hour) FROM (
+           SELECT hour FROM input_hours WHERE min({", ".join(INPUT_SUMS)}) < 0
+           UNION ALL SELECT hour FROM attempt_hours WHERE min({", ".join(ATTEMPT_SUMS)}) < 0)""",
+    ),
+    (
+        "cost",
+        "sums: the inputs rolled up cost more than the attempts rolled up ever could",
+        """SELECT paid > bound, paid || ' > ' || bound FROM
+           (SELECT coalesce(sum(cost_nano - local_nano), 0) AS paid FROM input_hours),
+           (SELECT coalesce(sum(bound_nano), 0) AS bound FROM attempt_hours)""",
+    ),
+    (
+        "gap",
+        "attempts are missing: of the ids that were given, neither a row nor an hour has them",
+        f"SELECT max(given - there, 0), 'of ' || given FROM ({_IDS})",
+    ),
+    (
+        "double",
+        "attempts too many: there are more than ids were given",
+        f"SELECT max(there - given, 0), 'of ' || given FROM ({_IDS})",
+    ),
+    (
         "orphan",
         "inputs that cost frontier money without an attempt",
         """SELECT count(*), min(request_id) FROM inputs i WHERE cost_nano <> local_nano AND NOT EXISTS
@@ -76,14 +106,21 @@ FORGOTTEN_US = {False: 3_600_000_000, True: 26 * 3_600_000_000}  # a call; one i
 #: Comparisons (`cost.comparison`) answer nobody.
 _ORPHANS = f"""SELECT count(*), min(request_id), coalesce(sum(cost_nano), 0) FROM attempts a WHERE state <> 'reserved'
     AND request_id NOT GLOB '{REQUESTS}*'
-    AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""  # noqa: S608 - our name
-_SPEND = f"""SELECT day, scope, name, sum(kept), sum(counted) FROM (
+    AND NOT EXISTS (SELECT 1 FROM inputs i WHERE a.request_id = i.request_id AND a.idx = i.idx)"""
+_GAPS = """SELECT count(*), min(request_id) FROM
+    (SELECT request_id FROM inputs GROUP BY 1 HAVING count(*) <= max(idx) AND max(at_us) < ?)"""
+_OVERLAP = f"""SELECT count(*), min(request_id) FROM inputs i
+    WHERE at_us < (SELECT max(hour) FROM input_hours) * {HOUR_US} AND NOT EXISTS
+    (SELECT 1 FROM attempts a WHERE a.request_id = i.request_id AND a.state = 'reserved')"""
+_SPEND = f"""WITH paid AS (SELECT at_us / {DAY_US} AS day, task, tenant, cost_nano FROM attempts
+    UNION ALL SELECT hour / 24, task, tenant, cost_nano FROM attempt_hours)
+    SELECT day, scope, name, sum(kept), sum(counted) FROM (
     SELECT day, '' AS scope, '' AS name, nano AS kept, 0 AS counted FROM spend
     UNION ALL SELECT *, 0 FROM spend_by
-    UNION ALL SELECT at_us / {DAY_US}, '', '', 0, cost_nano FROM attempts
-    UNION ALL SELECT at_us / {DAY_US}, 'task', task, 0, cost_nano FROM attempts
-    UNION ALL SELECT at_us / {DAY_US}, 'tenant', tenant, 0, cost_nano FROM attempts)
-    GROUP BY 1, 2, 3 HAVING sum(kept) <> sum(counted)"""  # noqa: S608
+    UNION ALL SELECT day, '', '', 0, cost_nano FROM paid
+    UNION ALL SELECT day, 'task', task, 0, cost_nano FROM paid
+    UNION ALL SELECT day, 'tenant', tenant, 0, cost_nano FROM paid)
+    GROUP BY 1, 2, 3 HAVING sum(kept) <> sum(counted)"""
 
 
 def verify(path: Path, *, clock: Callable[[], float] = time.time) -> list[Finding]:
@@ -117,6 +154,7 @@ def _findings(db: sqlite3.Connection, now_us: int) -> list[Finding]:
     if count:
         text = f"{count} attempts (${nano / 1e9:.6f}) without an answered input, such as {example}"
         found.append(Finding("note", "orphan", text + ": the process died, or the caller left, before the answer"))
+    found += _hours(db, now_us)
     reserved = db.execute(
         "SELECT pid, pid_started_ms, estimate_nano, at_us, request_id, batch FROM attempts WHERE state = 'reserved'"
     ).fetchall()
@@ -131,3 +169,32 @@ def _findings(db: sqlite3.Connection, now_us: int) -> list[Finding]:
         text += f", such as {forgotten[0][4]}, whose process still runs: no call takes that long"
         found.append(Finding("note", "reserved", text + "; they count in full until it is restarted"))
     return found
+
+
+def _hours(db: sqlite3.Connection, now_us: int) -> list[Finding]:
+    """Do histograms count what their hours do? What is missing, or came late?"""
+    found = []
+    wrong = [
+        hour
+        for hour, count, kept in db.execute("SELECT hour, inputs, total_h FROM input_hours")
+        if _counted(kept) != count
+    ]
+    if wrong:
+        text = f"{len(wrong)} hours whose latencies are not as many as their rows, such as {wrong[0]}"
+        found.append(Finding("error", "histogram", text + " (since 1970)"))
+    count, example = db.execute(_GAPS, (now_us - FORGOTTEN_US[True],)).fetchone()
+    if count:
+        text = f"{count} requests of which some inputs are missing, such as {example}"
+        found.append(Finding("note", "gap", text + ": a batch job that was not finished has such"))
+    count, example = db.execute(_OVERLAP).fetchone()
+    if count:
+        text = f"{count} inputs are older than the last hour that was rolled up, such as {example}: they came late,"
+        found.append(Finding("note", "overlap", text + " or the clock was set back; the next roll-up takes them"))
+    return found
+
+
+def _counted(histogram: bytes) -> int | None:
+    try:
+        return unpacked(histogram).total()
+    except msgspec.MsgspecError:
+        return None

@@ -6,6 +6,7 @@ Environment variables override the file: `CROSSOVER_CACHE__URL=redis://...` sets
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 import msgspec
@@ -18,6 +19,7 @@ Name = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="1 to 64 letters, digits and signs of _ . -")
 ]
 Milliseconds = Annotated[int, Meta(ge=1, le=600_000)]
+Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Usd = Annotated[float, Meta(ge=0.0, le=1_000_000.0)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="a SHA-256: 64 of the digits 0-9 and a-f")]
@@ -117,8 +119,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: Policy = Policy()
 
 
-class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Dollars per million tokens, for a model that the price table lacks or that you pay another price for."""
+class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Dollars per million tokens; `since`: the first day (UTC) that they hold."""
 
     input: Usd
     output: Usd
@@ -126,6 +128,14 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_write: Usd | None = None
     batch_input: Usd | None = None
     batch_output: Usd | None = None
+    since: date | None = None
+    source: Text = "the config"
+
+
+class Price(Rates, frozen=True, forbid_unknown_fields=True):
+    """For a model that the price table lacks or that you pay another price for; `earlier`: what it was before."""
+
+    earlier: tuple[Rates, ...] = ()
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,11 +182,17 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Text | None = None
+    retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 90
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usd_per_hour: Usd
     requests_per_second: Annotated[float, Meta(gt=0.0)] | None = None
+    billing: Literal["always_on", "autoscaled"] = "always_on"
+    min_replicas: Annotated[int, Meta(ge=0, le=1_000)] | None = None
+    cold_start_s: Seconds | None = None
+    idle_s: Seconds | None = None
+    source: Text = "from the config"
     this_machine: bool = False
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cost.prices import PriceTable
 from providers.addresses import is_loopback, is_url
 from providers.settings import MOST_DECISION_LABELS
 from router import paths, provider_checks
@@ -47,8 +50,8 @@ def check(config: Config, written: Mapping[str, Any], path: Path, environ: Mappi
         if name not in tenants:
             yield ("auth", "limits", name), f"no key in [[auth.keys]] is for tenant {name}"
     yield from _budget(config, written, tenants)
-    if sum(hardware.this_machine for hardware in config.hardware.values()) > 1:
-        yield ("hardware",), "only one entry can have this_machine = true"
+    yield from _hardware(config)
+    yield from _prices(config)
 
 
 def notes(config: Config, path: Path) -> Iterator[str]:
@@ -69,6 +72,8 @@ def notes(config: Config, path: Path) -> Iterator[str]:
                 )
     if not config.providers:
         yield "no provider is configured: uncertain texts get the local label, marked degraded: no_provider"
+    if config.providers and (old := PriceTable.load().stale(time.time())):
+        yield old
     if not config.auth.keys:
         yield "no API keys are configured: only this machine can connect, and everybody is tenant 'local'"
     models = [(f"tasks.{name}", task.model, task.revision) for name, task in config.tasks.items() if task.model]
@@ -98,6 +103,43 @@ def _budget(config: Config, written: Mapping[str, Any], tenants: list[str]) -> I
     for name in config.budget.tenants:
         if name not in known:
             yield ("budget", "tenants", name), f"no key in [[auth.keys]] is for tenant {name}; {_meant(name, known)}"
+
+
+def _hardware(config: Config) -> Iterator[Problem]:
+    if sum(hardware.this_machine for hardware in config.hardware.values()) > 1:
+        yield ("hardware",), "only one entry can have this_machine = true"
+    for name, machine in config.hardware.items():
+        here = ("hardware", name)
+        if machine.billing == "always_on":
+            for key in ("cold_start_s", "idle_s"):
+                if getattr(machine, key) is not None:
+                    yield (*here, key), 'this belongs to billing = "autoscaled"; add that, or take it out'
+            if machine.min_replicas == 0:
+                yield (*here, "min_replicas"), 'always on means at least 1; 0 needs billing = "autoscaled"'
+        elif machine.this_machine:
+            yield (*here, "this_machine"), "the machine that serves is on as long as it serves; take out `billing`"
+
+
+def _prices(config: Config) -> Iterator[Problem]:
+    """A price that has changed has a day for each change."""
+    for name, provider in config.providers.items():
+        if provider.price is None:
+            continue
+        here = ("providers", name, "price")
+        rows = (*provider.price.earlier, provider.price)
+        if len(rows) > 1 and any(row.since is None for row in rows[1:]):
+            yield (
+                (*here, "since"),
+                "each price after the first of `earlier` needs the day it holds from: since = 2026-10-07",
+            )
+        days = [row.since for row in rows if row.since is not None]
+        if days != sorted(set(days)):
+            yield (*here, "earlier"), "the oldest price comes first, each with a later day than the one before"
+        if days and days[-1] > datetime.now(UTC).date():
+            yield (
+                (*here, "since"),
+                f"{days[-1]} is not yet; write it down on the day, calls are booked at this price now",
+            )
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

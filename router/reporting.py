@@ -6,16 +6,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cost.crossover import Hardware
+import msgspec
+
+from cost.comparison import Comparison, all_kept
+from cost.hardware import Hardware
 from cost.prices import Price, PriceTable
 from cost.types import NANO_PER_USD, Budget, Spent
-from router.config import Config
-from router.config import Price as ConfiguredPrice
+from router import paths
+from router.config import Config, Rates
+from router.config import Hardware as ConfiguredHardware
 
 
 def price_table(config: Config) -> PriceTable:
     """The shipped table, with the config's own prices on top."""
-    return PriceTable.load({p.priced_as: own_price(p.price) for p in config.providers.values() if p.price is not None})
+    return PriceTable.load(
+        {
+            p.priced_as: [own_price(rates) for rates in (*p.price.earlier, p.price)]
+            for p in config.providers.values()
+            if p.price is not None
+        }
+    )
 
 
 def budget(config: Config) -> Budget:
@@ -66,10 +76,7 @@ def budgets_used(config: Config, spent: Spent) -> dict[tuple[str, str], float]:
 
 def hardware(config: Config) -> list[Hardware] | None:
     """The machines to compute a crossover for; None: the defaults."""
-    found = [
-        Hardware(name, machine.usd_per_hour, machine.requests_per_second or 0, "from the config")
-        for name, machine in config.hardware.items()
-    ]
+    found = [_machine(name, machine) for name, machine in config.hardware.items()]
     return found or None
 
 
@@ -78,11 +85,36 @@ def report_page(config: Config, ledger: Path, volume_per_month: int | None) -> s
     from cost.page import page
     from cost.report import build
 
-    made = build([ledger], volume_per_month=volume_per_month, hardware=hardware(config), prices=price_table(config))
-    return page(made)
+    made = build(
+        [ledger],
+        volume_per_month=volume_per_month,
+        hardware=hardware(config),
+        prices=price_table(config),
+        comparisons=comparisons(),
+    )
+    return page(made, price_table(config))
 
 
-def own_price(configured: ConfiguredPrice) -> Price:
+def comparisons() -> dict[str, Comparison]:
+    """What `crossover compare` kept on this machine, by task."""
+    return all_kept(paths.state_dir() / "compare")
+
+
+def _machine(name: str, machine: ConfiguredHardware) -> Hardware:
+    found = Hardware(
+        name,
+        machine.usd_per_hour,
+        machine.requests_per_second or 0,
+        machine.source,
+        machine.billing,
+        min_replicas=machine.min_replicas,
+    )
+    if machine.cold_start_s is not None:
+        found = msgspec.structs.replace(found, cold_start_s=machine.cold_start_s)
+    return found if machine.idle_s is None else msgspec.structs.replace(found, idle_s=machine.idle_s)
+
+
+def own_price(configured: Rates) -> Price:
     """Dollars a million tokens are nano-dollars a million tokens, times 10^9."""
 
     def nano(usd: float) -> int:
@@ -97,4 +129,6 @@ def own_price(configured: ConfiguredPrice) -> Price:
         cache_write_1h=nano(write),
         batch_input=None if configured.batch_input is None else nano(configured.batch_input),
         batch_output=None if configured.batch_output is None else nano(configured.batch_output),
+        source=configured.source,
+        since=configured.since,
     )

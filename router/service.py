@@ -15,6 +15,7 @@ import structlog
 
 from cost.ledger import Ledger
 from cost.prices import PriceTable
+from cost.retention import Upkeep
 from cost.types import NANO_PER_USD, LedgerError
 from local_model.model import LocalModel
 from providers.chain import Chain
@@ -53,6 +54,7 @@ class Service:
         """`place`: which of several workers this is; they count tenants' rates together."""
         self.config: Config = loaded.config
         self.loaded = loaded
+        self._place = place
         self.on_fatal = on_fatal
         self.state: Literal["warming", "ready", "leaving", "draining", "failed"] = "warming"
         self.started = time.time()
@@ -87,6 +89,11 @@ class Service:
         stack, telemetry, config = self._stack, self.telemetry, self.config
         self.ledger = await asyncio.to_thread(Ledger.open, self.ledger_path)
         stack.push_async_callback(asyncio.to_thread, self.ledger.close)
+        if config.ledger.retention_days and self._place.number == 0:  # of several workers, one
+            failed = partial(log.warning, "ledger_not_rolled_up")
+            upkeep = Upkeep(self.ledger_path, config.ledger.retention_days, on_error=lambda e: failed(error=str(e)))
+            upkeep.start()
+            stack.push_async_callback(asyncio.to_thread, upkeep.stop)
         telemetry.ledger_writable.set_function(lambda: float(self.ledger.writable))
         telemetry.spent_today.set_function(lambda: self.ledger.spent_today_nano() / NANO_PER_USD)
         telemetry.price_age.set_function(lambda: (time.time() / 86_400) - self.prices.as_of.toordinal() + 719_163)

@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "The cheapest adequate model, as a measurement; prompt injections tried."),
     "report": ("report", "Cost, latency, savings, and the volume at which your own model pays."),
     "cache": ("cache", "Look into the response cache; purge it."),
-    "ledger": ("ledger", "The books: show a request, verify the file."),
+    "ledger": ("ledger", "The books: show a request, verify, roll up, export, reconcile."),
     "simulate-frontier": ("simulate", "A stand-in that speaks the Anthropic and OpenAI wire formats."),
 }
 

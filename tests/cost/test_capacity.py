@@ -99,6 +99,12 @@ def test_only_the_window_s_rows_count(ran: Make, noon: int) -> None:
     assert own.requests_per_second == 8 / 0.001
 
 
+def test_of_many_texts_the_latest_tell_the_pace(ran: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cost.capacity.LATEST", 2)
+    (own,) = measure(ran([(EIGHT, [9000, 9000, 1000, 3000])]))
+    assert own.requests_per_second == 8 / 0.002
+
+
 def test_of_several_ledgers_each_machine_is_measured_by_its_own_rows(ran: Make, noon: int) -> None:
     later = ran([(EIGHT, [1000])], name="later", start=noon + HOUR)
     busy = ran([(Machine(2, "cpu", 2, "onnx-int8"), [5000] * 20)], start=noon + HOUR - 10)

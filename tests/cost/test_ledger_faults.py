@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cost.ledger import Ledger
+from cost.report import build
+from cost.retention import compact
 from cost.schema import connect_readonly
-from cost.types import LedgerError, LedgerUnwritable, Outcome
+from cost.types import InputRow, Intent, LedgerError, LedgerUnwritable, Outcome, Usage
 from cost.verify import verify
 
 Make = Callable[..., Any]
@@ -266,7 +270,7 @@ def test_a_file_that_is_no_ledger_of_ours_is_refused_and_left_as_it_is(tmp_path:
 def test_damage_within_the_file_is_found(books: Make, row: Make) -> None:
     path = books([row(f"r{i}", label="y" * 200) for i in range(200)])
     content = bytearray(path.read_bytes())
-    for at in range(8192, len(content), 4096):
+    for at in range(len(content) // 8192 * 4096, len(content), 4096):  # rows; the tables' descriptions come first
         content[at : at + 64] = os.urandom(64)
     path.write_bytes(content)
     assert {finding.check for finding in verify(path)} == {"integrity"}
@@ -284,6 +288,7 @@ def test_damage_within_the_file_is_found(books: Make, row: Make) -> None:
         ("UPDATE inputs SET cost_nano = -1, local_nano = -1", "negative"),
         ("UPDATE attempts SET state = 'paid'", "state"),
         ("DELETE FROM attempts", "orphan"),
+        ("DELETE FROM attempts", "gap"),
     ],
 )
 def test_books_that_do_not_add_up_are_a_finding(books: Make, row: Make, intent: Make, change: str, check: str) -> None:
@@ -333,3 +338,143 @@ def test_a_live_file_can_be_verified(tmp_path: Path, row: Make, intent: Make, no
         ledger.close()
 
     asyncio.run(main())
+
+
+def test_a_clock_that_jumps_a_day_moves_no_money_and_no_row(tmp_path: Path, row: Make, intent: Make, noon: int) -> None:
+    """Back and forth between a reservation and its outcome: the day that was charged keeps the money, calls keep their
+    order, and no report has a negative figure."""
+    now = [noon / 1e6]
+
+    async def main() -> list[int]:
+        ledger = Ledger.open(tmp_path / "l.db", clock=lambda: now[0])
+        spent = []
+        for i, jump in enumerate((0, -86_400, 2 * 86_400, 3600, -7200)):
+            at = int(now[0] * 1e6)
+            attempt = await ledger.reserve(intent(f"r{i}", at_us=at, estimate_nano=100))
+            now[0] += jump
+            await ledger.settle(attempt, Outcome("settled", "m", Usage(5), 10, "v"))
+            answered = row(f"r{i}", at_us=int(now[0] * 1e6), source="frontier", cost_nano=10, total_us=900)
+            await ledger.record([answered])
+            spent.append(ledger.spent_today_nano())
+        ledger.close()
+        return spent
+
+    assert all(0 <= nano <= 50 for nano in asyncio.run(main()))
+    assert [f for f in verify(tmp_path / "l.db", clock=lambda: now[0]) if f.severity == "error"] == []
+    db = connect_readonly([tmp_path / "l.db"])
+    assert [name for (name,) in db.execute("SELECT request_id FROM attempts ORDER BY id")] == [
+        f"r{i}" for i in range(5)
+    ]
+    assert db.execute("SELECT sum(nano) FROM spend").fetchone() == (50,)
+    db.close()
+    report = build([tmp_path / "l.db"])
+    assert (report.inputs, report.days >= 0, report.spend.settled_nano) == (5, True, 50)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_a_torn_wal_costs_the_last_rows_and_never_the_books(
+    tmp_path: Path, row: Make, intent: Make, damage: str
+) -> None:
+    """As a power cut may leave it. What is whole is read, the next start writes on, nothing is deleted."""
+    path, torn = tmp_path / "l.db", tmp_path / "torn.db"
+
+    async def main() -> None:
+        ledger = Ledger.open(path)
+        for i in range(40):
+            attempt = await ledger.reserve(intent(f"r{i}", estimate_nano=7))
+            await ledger.settle(attempt, Outcome("settled", cost_nano=5))
+            await ledger.record([row(f"r{i}", source="frontier", cost_nano=5, total_us=10**12)])
+        shutil.copy(path, torn)
+        wal = bytearray(path.with_name("l.db-wal").read_bytes())
+        half = len(wal) // 2 + 1000
+        if damage == "flipped":
+            wal[half : half + 64] = os.urandom(64)
+        else:
+            del wal[half if damage == "cut" else 0 :]
+        torn.with_name("torn.db-wal").write_bytes(wal)
+        ledger.close()
+        try:
+            again = Ledger.open(torn)
+        except LedgerError:  # without its log the file may be as empty as before the first commit
+            assert damage == "emptied"
+            return
+        await again.record([row("new")])
+        again.close()
+
+    asyncio.run(main())
+    assert [f for f in verify(torn) if f.severity == "error"] == []
+    with sqlite3.connect(torn) as db:
+        rows = [name for (name,) in db.execute("SELECT request_id FROM inputs ORDER BY rowid")]
+    db.close()
+    assert rows[:-1] == [f"r{i}" for i in range(len(rows) - 1)]
+    assert rows[-1] == "new"
+    assert len(rows) > 5 or damage == "emptied"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**20)), min_size=1, max_size=40))
+def test_rows_and_calls_sum_to_the_same_nano_dollar(calls: list[tuple[int, int]]) -> None:
+    """Whatever was paid: inputs, attempts, days, tasks and hours have one sum, and it is Python's."""
+
+    async def main(path: Path) -> None:
+        ledger = Ledger.open(path, clock=lambda: 1e9)
+
+        async def call(i: int, paid: int, local: int) -> None:
+            at = 10**15 + i * 10**9
+            attempt = await ledger.reserve(Intent(f"r{i}", 0, at, "t", "k", "p", "m", 2**41))
+            await ledger.settle(attempt, Outcome("settled", "m", Usage(5), paid, "v"))
+            cost = paid + local
+            await ledger.record([InputRow(f"r{i}", 0, at, "t", "k", "frontier", cost_nano=cost, local_nano=local)])
+
+        await asyncio.gather(*(call(i, *nano) for i, nano in enumerate(calls)))
+        ledger.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, paid = Path(folder) / "l.db", sum(paid for paid, _ in calls)
+        asyncio.run(main(path))
+        for rolled in (False, True):
+            if rolled:
+                compact(path, before_us=2**62, clock=lambda: 2e9, rest=lambda _: None)
+            db = connect_readonly([path])
+            for query in (
+                "SELECT sum(n) FROM (SELECT cost_nano - local_nano AS n FROM inputs"
+                " UNION ALL SELECT cost_nano - local_nano FROM input_hours)",
+                "SELECT sum(n) FROM (SELECT cost_nano AS n FROM attempts"
+                " UNION ALL SELECT cost_nano FROM attempt_hours)",
+                "SELECT sum(nano) FROM spend",
+                "SELECT sum(nano) FROM spend_by WHERE scope = 'task'",
+            ):
+                assert db.execute(query).fetchone() == (paid,)
+            db.close()
+            assert [f for f in verify(path) if f.severity == "error"] == []
+
+
+@pytest.mark.parametrize("how", ["vacuum", "backup"])
+def test_a_backup_of_a_live_ledger_is_whole(tmp_path: Path, process: Make, how: str) -> None:
+    """While another process writes as fast as it can; as docs/ledger.md says to do it."""
+    path, copy = tmp_path / "l.db", tmp_path / "backup.db"
+    child = process(WRITER, str(path), "b")
+    for _ in range(100):
+        child.stdout.readline()
+    source = sqlite3.connect(path, isolation_level=None)
+    if how == "vacuum":
+        source.execute("VACUUM INTO ?", (str(copy),))
+    else:
+        target = sqlite3.connect(copy)
+        source.backup(target)
+        target.close()
+    source.close()
+    assert child.poll() is None
+    child.kill()
+    assert [f for f in verify(copy) if f.severity == "error"] == []
+    db = connect_readonly([copy])
+    assert db.execute("SELECT count(*) FROM inputs").fetchone()[0] > 20
+    db.close()
+
+
+def test_an_input_of_a_request_that_is_missing_is_pointed_out(books: Make, row: Make, noon: int) -> None:
+    """Once a batch job would have written it."""
+    path = books([row("whole"), row("whole", index=1), row("part", index=1), row("part", index=2)])
+    assert verify(path, clock=lambda: noon / 1e6 + 3600) == []
+    (found,) = verify(path, clock=lambda: noon / 1e6 + 27 * 3600)
+    assert (found.severity, found.check, "such as part" in found.detail) == ("note", "gap", True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cost.prices import Price, PriceTable
-from cost.types import Usage
+from cost.types import LedgerError, Usage
 
 TABLE = PriceTable.load()
 
@@ -94,3 +98,81 @@ def test_no_split_into_buckets_costs_more_than_the_upper_bound(
         assert batch and cost is None
         return
     assert cost is None or 0 <= cost <= bound
+
+
+def dated(path: Path, as_of: str, **models: object) -> Path:
+    """A price table of its own."""
+    file = path / f"{as_of}.json"
+    file.write_text(json.dumps({"as_of": as_of, "source": f"list of {as_of}", "models": models}))
+    return file
+
+
+def test_every_shipped_row_says_where_it_was_read() -> None:
+    assert [model for model, price in TABLE.models.items() if not price.source.startswith("https://")] == []
+
+
+def test_a_newer_table_says_what_changed_and_from_which_day_on(tmp_path: Path) -> None:
+    """What stayed the same keeps its row; a model that is new has always cost that, as far as anybody knows."""
+    old = dated(tmp_path, "2027-01-01", mine={"input": 10, "output": 20}, same={"input": 1, "output": 2})
+    new = dated(
+        tmp_path,
+        "2027-03-01",
+        mine={"input": 5, "output": 20},
+        same={"input": 1, "output": 2, "source": "read again"},
+        told=[{"input": 9, "output": 9}, {"input": 8, "output": 9, "since": "2027-02-10"}],
+    )
+    table = PriceTable.load(files=[new, old])  # their dates count, not their order
+    assert (table.version, table.as_of, table.source) == ("2027-03-01", date(2027, 3, 1), "list of 2027-03-01")
+    assert [(row.input, row.since, row.source) for row in table.rows("mine")] == [
+        (10, None, "list of 2027-01-01"),
+        (5, date(2027, 3, 1), "list of 2027-03-01"),
+    ]
+    assert [row.source for row in table.rows("same")] == ["list of 2027-01-01"]
+    days = (date(2027, 2, 9), date(2027, 2, 10), date(2027, 2, 28), date(2027, 3, 1))
+    assert [table.price("mine", day).input for day in days] == [10, 10, 10, 5]  # type: ignore[union-attr]
+    assert [table.price("told", day).input for day in days] == [9, 8, 8, 8]  # type: ignore[union-attr]
+    used = Usage(input=1_000_000)
+    assert (table.cost_nano("mine", used), table.cost_nano("mine", used, on=days[0])) == (5, 10)
+    assert table.newest.cost_nano("mine", used, on=days[0]) == 5
+
+
+def test_a_table_that_corrects_the_past_replaces_what_was_said_of_it(tmp_path: Path) -> None:
+    first = dated(
+        tmp_path, "2027-01-01", m=[{"input": 3, "output": 1}, {"input": 2, "output": 1, "since": "2026-12-20"}]
+    )
+    later = dated(tmp_path, "2027-02-01", m={"input": 1, "output": 1, "since": "2026-12-10"})
+    assert [(row.input, row.since) for row in PriceTable.load(files=[first, later]).rows("m")] == [
+        (3, None),
+        (1, date(2026, 12, 10)),
+    ]
+
+
+def test_before_its_first_day_a_price_is_unknown(tmp_path: Path) -> None:
+    table = PriceTable.load(files=[dated(tmp_path, "2027-01-01", m={"input": 1, "output": 1, "since": "2026-12-10"})])
+    assert table.cost_nano("m", Usage(input=1), on=date(2026, 12, 9)) is None
+    assert table.cost_nano("m", Usage(input=1_000_000), on=date(2026, 12, 10)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "can't be read"),
+        ("{", "is no price table"),
+        ('{"as_of": "2027-01-01", "source": "s", "models": {"m": {"input": 1}}}', "is no price table"),
+        ('{"as_of": "2027-01-01", "source": "s", "models": {"m": []}}', "no price for m"),
+    ],
+)
+def test_a_file_that_is_no_price_table_is_named(tmp_path: Path, text: str | None, told: str) -> None:
+    path = tmp_path / "mine.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(LedgerError, match=rf"mine\.json.*{told}"):
+        PriceTable.load(files=[path])
+
+
+def test_a_table_is_doubted_when_it_is_older_than_sixty_days() -> None:
+    day = 20_778 * 86_400  # 2026-11-21
+    assert TABLE.stale(day + 60 * 86_400) is None
+    assert TABLE.stale(day + 61 * 86_400) == (
+        "The price list is 61 days old (2026-11-21); check it before you decide anything by it."
+    )

@@ -88,7 +88,7 @@ def test_a_release_that_does_not_know_of_tasks_writes_on_during_a_rolling_restar
     before = sqlite3.connect(path, isolation_level=None)
     known = columns(before, "attempts")
     Ledger.open(path).close()
-    again = f"SELECT {known.replace('id,', 'id + 100,', 1)} FROM attempts WHERE state <> 'settled'"
+    again = f"SELECT {known.replace('id,', 'NULL,', 1)} FROM attempts WHERE state <> 'settled'"
     before.execute(f"INSERT INTO attempts ({known}) {again}")
     before.execute("UPDATE attempts SET state = 'settled', cost_nano = 9 WHERE task = 'other'")
     before.execute(f"UPDATE spend SET nano = (SELECT sum(cost_nano) FROM attempts WHERE at_us / {DAY_US} = day)")

@@ -37,5 +37,6 @@ def panels() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def expressions(panels: list[dict[str, Any]]) -> list[str]:
-    """Every PromQL expression of the dashboard, with Grafana's variable filled in."""
-    return [target["expr"].replace("$__rate_interval", "1m") for panel in panels for target in panel["targets"]]
+    """Every PromQL expression of the dashboard, with Grafana's variables filled in."""
+    given = [target["expr"] for panel in panels for target in panel["targets"]]
+    return [text.replace("$__rate_interval", "1m").replace("$__range", "1d") for text in given]

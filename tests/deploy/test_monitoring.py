@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cost.prices import STALE_DAYS
 from router.telemetry import Telemetry
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
@@ -71,6 +72,22 @@ def test_panels_have_ids_of_their_own_and_the_provisioned_source(root: Path, pan
     uid = sources["datasources"][0]["uid"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert {target["datasource"]["uid"] for panel in panels for target in panel["targets"]} == {uid}
+
+
+def test_the_dashboard_has_the_report_s_numbers_over_its_time_range(expressions: list[str]) -> None:
+    """Spending, savings, sources, stages."""
+    shown = set().union(*(names_in(text) for text in expressions if "[1d]" in text))
+    wanted = {"spend_usd_total", "saved_usd_total", "inputs_total", "latency_seconds_bucket", "stage_seconds_bucket"}
+    assert shown == {f"crossover_{name}" for name in wanted}
+
+
+def test_prices_are_doubted_at_the_same_age_by_alert_dashboard_and_report(
+    alerts: list[dict[str, Any]], panels: list[dict[str, Any]]
+) -> None:
+    (alert,) = [rule["expr"] for rule in alerts if rule["alert"] == "CrossoverPricesOld"]
+    assert alert.endswith(f"crossover_price_age_days) > {STALE_DAYS}")
+    (panel,) = [panel for panel in panels if panel["title"] == "Age of the price table"]
+    assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1] == {"color": "red", "value": STALE_DAYS}
 
 
 @needs_promtool
