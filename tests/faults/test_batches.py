@@ -21,13 +21,14 @@ from providers.simulator import Simulator
 PATIENCE_S = 180
 #: The command, small groups and short waits; it says "here" and stays where it is told to stop.
 DRIVER = """
-import sys, time
+import signal, sys, time
 from router.cli import main
 from router.cli.batch import output, books, patience, submission, job_file
 
 submission.GRACE_S, patience.FIRST_S = 1.0, 0.05
 books.GROUP, output.SIZE = 2, 4
 point = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 
 
 def stop(passed=0):
@@ -250,7 +251,8 @@ def test_an_interrupted_wait_says_how_to_go_on_and_a_second_run_is_refused_meanw
             assert second.returncode == 2
             assert b"another run is writing to out.csv" in said
             waiting.send_signal(signal.SIGINT)
-            _, said = await waiting.communicate()
+            async with asyncio.timeout(PATIENCE_S):
+                _, said = await waiting.communicate()
             assert waiting.returncode == 1
             assert b"what was submitted goes on at p. Run the same command again" in said
             sim.batches.finish()
