@@ -145,6 +145,11 @@ def intervals(lines: Sequence[CrossoverLine]) -> list[str]:
                 f"{saving.probability_cheaper:.0%}."
             )
         found.append(text)
+    if found:  # measured by bench/intervals.py
+        found.append(
+            "Days are drawn weekday for weekday, as if none depended on the one before; where each is much like it, "
+            "these intervals are too narrow."
+        )
     return found
 
 

@@ -10,7 +10,18 @@ from typing import Any, Literal
 import httpx2
 import msgspec
 
-from providers.batches import CALL_S, MAX_LINE_BYTES, SKEW_S, UPLOAD_S, Client, Order, Progress, Result, lines, read
+from providers.batches import (
+    MAX_LINE_BYTES,
+    SKEW_S,
+    UPLOAD_S,
+    Client,
+    Order,
+    Progress,
+    Result,
+    get,
+    lines,
+    read,
+)
 from providers.parse import name_of
 
 _PATH = "/v1/messages/batches"
@@ -79,7 +90,7 @@ class AnthropicBatches:
         return (await read(call, _Batch, UPLOAD_S)).id
 
     async def progress(self, batch_id: str) -> Progress:
-        batch = await read(self._get(f"{_PATH}/{batch_id}"), _Batch)
+        batch = await read(get(self._client, f"{_PATH}/{batch_id}"), _Batch)
         counts = batch.request_counts
         state: Literal["running", "ended"] = "ended" if batch.processing_status == "ended" else "running"
         return Progress(state, counts.total - counts.processing, counts.total)
@@ -94,7 +105,7 @@ class AnthropicBatches:
     async def find(self, order: Order, *, known: Collection[str], pause: Callable[[], Awaitable[None]]) -> str | None:
         after: dict[str, str] = {}
         while True:
-            page = await read(self._get(_PATH, limit=_PAGE, **after), _Page)
+            page = await read(get(self._client, _PATH, limit=_PAGE, **after), _Page)
             for batch in page.data:  # the newest first
                 if batch.created_at.timestamp() < order.at - SKEW_S:
                     return None
@@ -114,9 +125,6 @@ class AnthropicBatches:
                 if result.id:
                     return order.question(result.id) is not None
         return False
-
-    def _get(self, path: str, **params: Any) -> Awaitable[httpx2.Response]:
-        return self._client.get(path, cast_to=httpx2.Response, options={"timeout": CALL_S, "params": params})
 
 
 def _result(line: bytes) -> Result:

@@ -145,6 +145,11 @@ async def called(call: Awaitable[T], seconds: float = CALL_S) -> T:
     raise failure
 
 
+def get(client: Client, path: str, **params: Any) -> Awaitable[httpx2.Response]:
+    """A small reply, for `read`."""
+    return client.get(path, cast_to=httpx2.Response, options={"timeout": CALL_S, "params": params})
+
+
 async def read(call: Awaitable[httpx2.Response], kind: type[T], seconds: float = CALL_S) -> T:
     """A small reply, as `kind`. Raises `BadAnswer` for another: what was done is then not known."""
     response = await called(call, seconds)

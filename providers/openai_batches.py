@@ -9,7 +9,19 @@ from typing import Any, Literal
 import httpx2
 import msgspec
 
-from providers.batches import CALL_S, MAX_LINE_BYTES, SKEW_S, UPLOAD_S, Client, Order, Progress, Result, lines, read
+from providers.batches import (
+    CALL_S,
+    MAX_LINE_BYTES,
+    SKEW_S,
+    UPLOAD_S,
+    Client,
+    Order,
+    Progress,
+    Result,
+    get,
+    lines,
+    read,
+)
 from providers.parse import name_of
 from providers.types import ProviderError
 
@@ -150,7 +162,7 @@ class OpenAIBatches:
     async def find(self, order: Order, *, known: Collection[str], pause: Callable[[], Awaitable[None]]) -> str | None:  # noqa: ARG002 - the metadata tells at once
         after: dict[str, str] = {}
         while True:
-            page = await read(self._get("/batches", limit=_PAGE, **after), _Page)
+            page = await read(get(self._client, "/batches", limit=_PAGE, **after), _Page)
             for batch in page.data:  # the newest first
                 if batch.created_at < order.at - SKEW_S:
                     return None
@@ -165,10 +177,7 @@ class OpenAIBatches:
             after = {"after": page.data[-1].id}
 
     async def _batch(self, batch_id: str) -> _Batch:
-        return await read(self._get(f"/batches/{batch_id}"), _Batch)
-
-    def _get(self, path: str, **params: Any) -> Awaitable[httpx2.Response]:
-        return self._client.get(path, cast_to=httpx2.Response, options={"timeout": CALL_S, "params": params})
+        return await read(get(self._client, f"/batches/{batch_id}"), _Batch)
 
 
 def _result(line: bytes) -> Result:

@@ -96,7 +96,7 @@ class Service:
             stack.push_async_callback(asyncio.to_thread, upkeep.stop)
         telemetry.ledger_writable.set_function(lambda: float(self.ledger.writable))
         telemetry.spent_today.set_function(lambda: self.ledger.spent_today_nano() / NANO_PER_USD)
-        telemetry.price_age.set_function(lambda: (time.time() / 86_400) - self.prices.as_of.toordinal() + 719_163)
+        telemetry.price_age.set_function(lambda: float(self.prices.age_days(time.time())))
         telemetry.ready.set_function(lambda: float(self.state == "ready"))
 
         self.secret = await asyncio.to_thread(keys.load_secret, config.cache.secret, paths.state_dir())

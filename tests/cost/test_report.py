@@ -194,8 +194,10 @@ def test_an_interval_comes_from_resampled_days_and_holds_the_point(
     again = build([path], hardware=[BOX], clock=lambda: noon / 1e6)
     assert again.crossover[0].interval == line.interval
     assert any("resampled days" in text for text in again.assumptions)
+    assert any("these intervals are too narrow" in text for text in again.assumptions)
     thirteen = build([path], since_us=noon + 7 * DAY, hardware=[BOX], clock=lambda: noon / 1e6)
     assert thirteen.crossover[0].interval is None
+    assert not any("too narrow" in text for text in thirteen.assumptions)
 
 
 def test_too_few_calls_to_learn_from_is_said_and_one_token_counts_as_one(books: Make, traffic: Make, noon: int) -> None:
